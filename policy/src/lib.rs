@@ -6,7 +6,32 @@
 //! One policy, one file. A policy file holds, in this order: what it is, `Config` (plain data), `State` where there is
 //! any (atomics, with `adopt` saying what survives a config change), decisions, tests.
 
+pub mod balance;
+pub mod breaker;
+pub mod budget;
+pub mod backend;
+pub mod cors;
 pub mod diag;
+pub mod direct;
 pub mod doc;
+pub mod endpoint;
+pub mod fault;
+pub mod headers;
 pub mod id;
+pub mod listener;
+pub mod matcher;
+pub mod meta;
+pub mod mirror;
+pub mod mtls;
+pub mod outlier;
+pub mod plan;
+pub mod reason;
+pub mod redirect;
+pub mod registry;
+pub mod retry;
+pub mod rewrite;
+pub mod route;
+pub mod service;
+pub mod telemetry;
+pub mod timeout;
 pub mod view;

@@ -1,0 +1,137 @@
+//! Mutual TLS: what an inbound port accepts, and how an upstream connection is secured.
+//!
+//! Acts when a connection is accepted or dialled, never per request. Has no state: a changed mode is re-checked against
+//! live connections by the proxy.
+
+use crate::doc::Cursor;
+use crate::id::SpiffeId;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What an inbound port accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Only mesh mTLS.
+    Strict,
+    /// Mesh mTLS and plaintext; a foreign TLS hello passes to the app untouched.
+    #[default]
+    Permissive,
+    /// Plaintext; TLS bytes are the app's own.
+    Disable,
+}
+
+impl Mode {
+    pub fn read(c: &mut Cursor<'_, '_>) -> Option<Self> {
+        c.word(&[("strict", Self::Strict), ("permissive", Self::Permissive), ("disable", Self::Disable)])
+    }
+}
+
+/// An inbound listener's modes.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct InboundConfig {
+    pub mode: Mode,
+    pub ports: BTreeMap<u16, Mode>,
+}
+
+impl InboundConfig {
+    pub fn mode_of(&self, port: u16) -> Mode {
+        self.ports.get(&port).copied().unwrap_or(self.mode)
+    }
+}
+
+/// How connections to a backend are secured.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub enum UpstreamTls {
+    /// Mesh mTLS to endpoints that have an identity, plaintext to the others (auto-mTLS).
+    #[default]
+    Auto,
+    /// Never TLS.
+    Disable,
+    /// Mesh mTLS always; an endpoint without an identity is unusable.
+    Mesh(MeshTls),
+    /// TLS of the outside world.
+    Originate(Arc<Originate>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct MeshTls {
+    /// Identities to accept instead of the endpoint's own.
+    pub identities: Vec<SpiffeId>,
+    /// A DNS name to expect in the peer's certificate, for peers without SPIFFE ids.
+    pub dns_name: Option<String>,
+    pub sni: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Originate {
+    pub sni: Option<String>,
+    /// Names to accept in the server's certificate; empty: the SNI.
+    pub names: Vec<String>,
+    /// A PEM file of roots; `None`: the system's.
+    pub roots: Option<PathBuf>,
+    /// Client certificate and key.
+    pub client: Option<(PathBuf, PathBuf)>,
+    pub insecure_skip_verify: bool,
+}
+
+impl UpstreamTls {
+    /// `auto`, `disable`, or a map with `mode: mesh | originate` and its settings.
+    pub fn read(c: &mut Cursor<'_, '_>) -> Option<Self> {
+        #[derive(Clone, Copy)]
+        enum Kind {
+            Auto,
+            Disable,
+            Mesh,
+            Originate,
+        }
+        const WORDS: &[(&str, Kind)] = &[
+            ("auto", Kind::Auto),
+            ("disable", Kind::Disable),
+            ("mesh", Kind::Mesh),
+            ("originate", Kind::Originate),
+        ];
+        if matches!(c.node.value, crate::doc::Value::Text(_)) {
+            return Some(match c.word(WORDS)? {
+                Kind::Auto => Self::Auto,
+                Kind::Disable => Self::Disable,
+                Kind::Mesh => Self::Mesh(MeshTls::default()),
+                Kind::Originate => Self::Originate(Arc::default()),
+            });
+        }
+        c.fields(|f| {
+            let kind = f.req("mode", |c| c.word(WORDS))?;
+            match kind {
+                Kind::Auto => Some(Self::Auto),
+                Kind::Disable => Some(Self::Disable),
+                Kind::Mesh => Some(Self::Mesh(MeshTls {
+                    identities: f.list("identities", read_id),
+                    dns_name: f.opt("dnsName", |c| c.text()),
+                    sni: f.opt("sni", |c| c.text()),
+                })),
+                Kind::Originate => {
+                    let cert = f.opt("certificate", |c| c.text());
+                    let key = f.opt("key", |c| c.text());
+                    if cert.is_some() != key.is_some() {
+                        return f.fail("certificate", "certificate and key go together", "give both files, or none");
+                    }
+                    Some(Self::Originate(Arc::new(Originate {
+                        sni: f.opt("sni", |c| c.text()),
+                        names: f.list("names", |c| c.text()),
+                        roots: f.opt("roots", |c| c.text()).map(PathBuf::from),
+                        client: cert.zip(key).map(|(c, k)| (c.into(), k.into())),
+                        insecure_skip_verify: f.or("insecureSkipVerify", false, |c| c.bool()),
+                    })))
+                }
+            }
+        })
+    }
+}
+
+pub fn read_id(c: &mut Cursor<'_, '_>) -> Option<SpiffeId> {
+    let text = c.text()?;
+    match SpiffeId::parse(&text) {
+        Ok(id) => Some(id),
+        Err(e) => c.fail(e.to_string(), "spiffe://trust-domain/ns/NAMESPACE/sa/ACCOUNT"),
+    }
+}
