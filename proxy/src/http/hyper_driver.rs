@@ -5,7 +5,7 @@
 
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
-use crate::worker::Ending;
+use crate::ending::Ending;
 use bytes::Bytes;
 use http::Version;
 use http::uri::PathAndQuery;
