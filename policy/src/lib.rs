@@ -18,6 +18,7 @@ pub mod endpoint;
 pub mod fault;
 pub mod headers;
 pub mod id;
+mod instant;
 pub mod listener;
 pub mod matcher;
 pub mod meta;
