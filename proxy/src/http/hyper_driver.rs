@@ -167,26 +167,20 @@ pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, ending: &End
         .serve_connection(TokioIo::new(gate), service);
     let mut told = false;
     let mut ticket = ending.register();
-    let ended = poll_fn(|cx| {
+    let _ = poll_fn(|cx| {
         if ticket.poll(cx) && !told {
             told = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
-        if ticket.killed() {
-            return Poll::Ready(None);
-        }
-        connection.poll_without_shutdown(cx).map(Some)
+        connection.poll_without_shutdown(cx)
     })
     .await;
-    if ended.is_none() {
-        return;
-    }
     let parts = connection.into_parts();
     let mut io = parts.io.into_inner().into_inner();
     let upgrade = tunnel.borrow_mut().take();
     if let Some(upgrade) = upgrade {
         if let Some(far) = upgrade.ready().await {
-            crate::accept::stream::relay_tunnel(Tunnel { io, read: parts.read_buf }, far, &ticket).await;
+            crate::accept::stream::relay_tunnel(Tunnel { io, read: parts.read_buf }, far).await;
         }
         return;
     }
@@ -232,9 +226,6 @@ pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, en
         if ticket.poll(cx) && !told {
             told = true;
             connection.as_mut().graceful_shutdown();
-        }
-        if ticket.killed() {
-            return Poll::Ready(());
         }
         connection.as_mut().poll(cx).map(|_| ())
     })

@@ -151,6 +151,11 @@ impl Inner {
 
     // Reading.
 
+    pub(super) fn unread(&mut self, mut bytes: Vec<u8>) {
+        bytes.extend_from_slice(self.plain.front());
+        self.plain = Queue { bytes, start: 0 };
+    }
+
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
