@@ -100,7 +100,7 @@ impl MeshStream {
     }
 
     /// Gives back bytes that were read to find out what they are; the next read starts with them.
-    pub fn unread(&mut self, bytes: Vec<u8>) {
+    pub fn unread(&mut self, bytes: &[u8]) {
         self.inner.borrow_mut().unread(bytes);
     }
 

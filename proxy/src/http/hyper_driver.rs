@@ -5,7 +5,7 @@
 
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
-use crate::ending::Ending;
+use crate::worker::Worker;
 use bytes::Bytes;
 use http::Version;
 use http::uri::PathAndQuery;
@@ -132,7 +132,7 @@ fn give_reply(reply: Reply) -> hyper::Response<Body> {
 }
 
 /// Serves HTTP/1 on a connection until it ends, or leaves HTTP.
-pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, ending: &Ending, service: S) {
+pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
     let control = Rc::new(Control::default());
     let tunnel: Rc<RefCell<Option<Upgrade>>> = Rc::default();
     let gate = Gate::new(io, control.clone(), *limits);
@@ -166,7 +166,7 @@ pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, ending: &End
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(gate), service);
     let mut told = false;
-    let mut ticket = ending.register();
+    let mut ticket = worker.ending.register();
     let _ = poll_fn(|cx| {
         if ticket.poll(cx) && !told {
             told = true;
@@ -180,7 +180,7 @@ pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, ending: &End
     let upgrade = tunnel.borrow_mut().take();
     if let Some(upgrade) = upgrade {
         if let Some(far) = upgrade.ready().await {
-            crate::accept::stream::relay_tunnel(Tunnel { io, read: parts.read_buf }, far).await;
+            crate::accept::stream::relay_tunnel(worker, Tunnel { io, read: parts.read_buf }, far, &ticket).await;
         }
         return;
     }
@@ -193,7 +193,7 @@ pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, ending: &End
 }
 
 /// Serves HTTP/2 on a connection until it ends.
-pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, ending: &Ending, service: S) {
+pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let served = service.serve(take_request(request));
         async move {
@@ -221,7 +221,7 @@ pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, en
             .serve_connection(TokioIo::new(io), service)
     );
     let mut told = false;
-    let mut ticket = ending.register();
+    let mut ticket = worker.ending.register();
     poll_fn(|cx| {
         if ticket.poll(cx) && !told {
             told = true;

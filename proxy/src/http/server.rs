@@ -53,7 +53,7 @@ async fn which(io: &mut MeshStream) -> Option<HttpKind> {
             true if common == PREFACE.len() => HttpKind::Http2,
             true => continue,
         };
-        io.unread(seen);
+        io.unread(&seen);
         return Some(kind);
     }
 }
@@ -70,7 +70,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut io: MeshStream, kind:
     };
     let app = App { worker: worker.clone(), conn };
     match kind {
-        HttpKind::Http1 | HttpKind::Either => hyper_driver::serve_http1(io, &limits, &worker.ending, app).await,
-        HttpKind::Http2 => hyper_driver::serve_http2(io, &limits, &worker.ending, app).await,
+        HttpKind::Http1 | HttpKind::Either => hyper_driver::serve_http1(io, &limits, &worker, app).await,
+        HttpKind::Http2 => hyper_driver::serve_http2(io, &limits, &worker, app).await,
     }
 }

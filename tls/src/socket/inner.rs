@@ -151,7 +151,8 @@ impl Inner {
 
     // Reading.
 
-    pub(super) fn unread(&mut self, mut bytes: Vec<u8>) {
+    pub(super) fn unread(&mut self, bytes: &[u8]) {
+        let mut bytes = bytes.to_vec();
         bytes.extend_from_slice(self.plain.front());
         self.plain = Queue { bytes, start: 0 };
     }
