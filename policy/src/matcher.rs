@@ -358,6 +358,13 @@ impl FieldMatch {
         Self::read(&lower, c)
     }
 
+    fn read_parameter(name: &str, c: &mut Cursor<'_, '_>) -> Option<Self> {
+        if name.is_empty() || !name.bytes().all(|b| b > b' ' && b < 0x7f && !matches!(b, b'&' | b'=' | b'#')) {
+            return c.fail(format!("{name:?} is not a parameter's name"), "the name as it is written in queries");
+        }
+        Self::read(name, c)
+    }
+
     fn verdict(&self, decided: Option<bool>) -> bool {
         decided.is_some_and(|yes| yes != self.invert)
     }
@@ -419,7 +426,7 @@ impl RequestMatch {
                     Err(why) => c.fail(why, ""),
                 }),
                 headers: f.opt("headers", headers).unwrap_or_default(),
-                query: f.opt("query", |c| c.entries(FieldMatch::read)).map(values).unwrap_or_default(),
+                query: f.opt("query", |c| c.entries(FieldMatch::read_parameter)).map(values).unwrap_or_default(),
                 port: f.opt("port", |c| c.port()),
             })
         })

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{List, read, view, warnings};
+use crate::testing::{List, Xorshift, read, view, warnings};
 
 fn path(json: &str) -> PathMatch {
     read(PathMatch::read, json).unwrap_or_else(|e| panic!("{json}: {e:?}"))
@@ -206,6 +206,8 @@ fn wrong_documents_say_what_would_be_right() {
         (r#"{"headers": {"a": {"exact": "1", "not": {}}}}"#, "one condition"),
         (r#"{"method": {"present": false}}"#, "another condition"),
         (r#"{"headers": {"a": "1", "A": "2"}, "port": 1, "method": "GET"}"#, "twice"),
+        (r#"{"query": {"": {}}}"#, "as it is written"),
+        (r#"{"query": {"a=b": {}}}"#, "as it is written"),
         (r#"{"port": 0}"#, "1 to 65535"),
         (r#"{"hosts": "a"}"#, "did you mean host"),
         (r#""x""#, "a map"),
@@ -225,4 +227,34 @@ fn wrong_documents_say_what_would_be_right() {
         warnings(PathMatch::read, r#"{"prefix": "/a%2"}"#).is_empty()
             && read(PathMatch::read, r#"{"prefix": "/a%2"}"#).is_err()
     );
+}
+
+/// A matcher and its opposite: exactly one matches what can be decided, neither what cannot.
+#[test]
+fn what_cannot_be_decided_does_not_match() {
+    const BYTES: [u8; 7] = [b'a', b'b', b'c', b',', 0xff, 0xc3, 0xa4];
+    let matchers = [
+        StringMatch::exact("ab"),
+        StringMatch::Prefix(Text::new("a")),
+        StringMatch::Suffix(Text { text: "B".into(), ignore_case: true }),
+        StringMatch::Regex(Pattern::parse("a.*b|[^a].*").unwrap()),
+        StringMatch::Present,
+    ];
+    let mut random = Xorshift(0xdeed);
+    let mut undecided = 0;
+    for _ in 0..20_000 {
+        let mut bytes = || (0..random.below(4)).map(|_| BYTES[random.below(BYTES.len())]).collect::<Vec<u8>>();
+        let values = [bytes(), bytes(), bytes()];
+        let fields = List(values[..random.below(3) + 1].iter().map(|v| ("x".to_string(), v.clone())).collect());
+        let mut buffer = Vec::new();
+        let utf8 = std::str::from_utf8(fields.joined("x", &mut buffer).unwrap()).is_ok();
+        for value in &matchers {
+            let of = |invert| FieldMatch { name: "x".into(), value: value.clone(), invert }.matches_field(&fields);
+            let decidable = utf8 || !matches!(value, StringMatch::Regex(_));
+            let expected = if decidable { 1 } else { 0 };
+            assert_eq!(i32::from(of(true)) + i32::from(of(false)), expected, "{value:?} {fields:?}");
+            undecided += usize::from(!decidable);
+        }
+    }
+    assert!(undecided > 1000);
 }

@@ -388,3 +388,109 @@ fn reading() {
     let fine = r#"{"match": {"path": {"prefix": "/weather/"}}, "rewrite": {"path": {"prefix": "/"}}}"#;
     assert!(warnings(Config::read, fine).is_empty());
 }
+
+/// Documents put together at random from the words that readers know: whatever is refused says why, and whatever is read
+/// compiles or says why not, to plans whose every pick is a backend of theirs.
+#[test]
+fn readers_and_compile_hold_for_any_document() {
+    use crate::diag::{Diags, Pos};
+    use crate::doc::Node;
+    const KEYS: [&str; 52] = [
+        "name",
+        "match",
+        "to",
+        "redirect",
+        "respond",
+        "timeout",
+        "retry",
+        "fault",
+        "mirror",
+        "cors",
+        "rewrite",
+        "requestHeaders",
+        "responseHeaders",
+        "path",
+        "method",
+        "host",
+        "headers",
+        "query",
+        "port",
+        "scheme",
+        "exact",
+        "prefix",
+        "pathPrefix",
+        "regex",
+        "suffix",
+        "present",
+        "not",
+        "ignoreCase",
+        "service",
+        "namespace",
+        "subset",
+        "weight",
+        "invalid",
+        "set",
+        "add",
+        "remove",
+        "full",
+        "authority",
+        "status",
+        "body",
+        "delay",
+        "abort",
+        "percent",
+        "fixed",
+        "grpcStatus",
+        "allowOrigins",
+        "maxAge",
+        "fraction",
+        "numerator",
+        "denominator",
+        "request",
+        "x-user",
+    ];
+    const TEXTS: [&str; 12] =
+        ["", "/", "/a", "/a/b/", "a", "reviews.demo", "2s", "GET", "(", "https", "a b\n", "%REQ(a)% %"];
+    fn node(random: &mut Xorshift, depth: usize) -> Node {
+        let value = match random.below(if depth == 0 { 6 } else { 12 }) {
+            0 => Value::Int(random.below(700) as i64 - 5),
+            1 => Value::Bool(true),
+            2 => Value::Null,
+            3..6 => Value::Text(TEXTS[random.below(TEXTS.len())].into()),
+            6 => Value::List((0..random.below(3)).map(|_| node(random, depth - 1)).collect()),
+            _ => {
+                let mut keys: Vec<_> = (0..random.below(4)).map(|_| KEYS[random.below(KEYS.len())]).collect();
+                keys.sort();
+                keys.dedup();
+                Value::Map(keys.into_iter().map(|k| (k.into(), Pos::default(), node(random, depth - 1))).collect())
+            }
+        };
+        Node { at: Pos::default(), value }
+    }
+    let mut random = Xorshift(0xabcd);
+    let mut good = Vec::new();
+    for _ in 0..40_000 {
+        // One field with a document of its own, so that much of it is read to the end.
+        let field = KEYS[random.below(13)];
+        let node =
+            Node { at: Pos::default(), value: Value::Map(vec![(field.into(), Pos::default(), node(&mut random, 4))]) };
+        let mut diags = Diags::default();
+        let config = Config::read(&mut Cursor::new(&node, &mut diags));
+        assert_eq!(config.is_none(), diags.has_errors(), "{node:?} {diags:?}");
+        good.extend(config);
+    }
+    assert!(good.len() > 2_000, "{}", good.len());
+    for routes in good.chunks(5) {
+        for order in [Order::FirstMatch, Order::GatewayApi] {
+            let Ok((router, backends)) = compile(order, routes.to_vec()) else { continue };
+            let fields = List::of(&[("x-user", "a")]);
+            if let Some(plan) = router.find(&view("reviews", "/a/b/c?a", &fields)) {
+                let target = plan.pick(random.next());
+                assert!(target.and_then(|t| t.backend).is_none_or(|at| at < backends.len()));
+                if let Ok(Some(target)) = plan.rewrite_target("/a/b/c", Some("a")) {
+                    assert!(target.starts_with('/') && target.ends_with("?a"), "{target}");
+                }
+            }
+        }
+    }
+}
