@@ -86,6 +86,8 @@ pub(super) struct Inner {
     write_error: Option<io::ErrorKind>,
     closing: bool,
     said_goodbye: bool,
+    /// The session failed and must not be touched again; only its alert may still go out.
+    dead: bool,
 }
 
 enum End {
@@ -112,6 +114,7 @@ impl Inner {
             write_error: None,
             closing: false,
             said_goodbye: false,
+            dead: false,
         }
     }
 
@@ -121,6 +124,11 @@ impl Inner {
 
     pub(super) fn buffered(&self) -> usize {
         self.pending.len() + self.backlog.len()
+    }
+
+    pub(super) fn held(&self) -> usize {
+        let queues = [&self.plain, &self.pending, &self.backlog];
+        queues.iter().fold(self.incoming.capacity(), |sum, q| sum + q.bytes.capacity())
     }
 
     pub(super) fn wants_flush(&self) -> bool {
@@ -152,6 +160,7 @@ impl Inner {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
+        let before = buf.filled().len();
         loop {
             if !self.plain.is_empty() {
                 let n = self.plain.len().min(buf.remaining());
@@ -170,7 +179,6 @@ impl Inner {
                 }
             }
             if !self.is_tls() && buf.remaining() >= DIRECT_READ {
-                let before = buf.filled().len();
                 let result = Pin::new(&mut self.tcp).poll_read(cx, buf);
                 let n = buf.filled().len() - before;
                 if n > 0 {
@@ -189,7 +197,7 @@ impl Inner {
                 Poll::Ready(Err(error)) => self.end = End::Failed(Some(error)),
                 Poll::Ready(Ok(())) => {}
             }
-            if !buf.filled().is_empty() && self.plain.is_empty() {
+            if buf.filled().len() > before {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -280,6 +288,7 @@ impl Inner {
                 Ok(())
             }
             Err(error) => {
+                self.dead = true;
                 self.session.last_words(bytes.get_mut(consumed..).unwrap_or_default(), &mut out);
                 Err(io::Error::new(io::ErrorKind::InvalidData, HandshakeError::from(error)))
             }
@@ -287,6 +296,10 @@ impl Inner {
         // Answers to key updates, or an alert.
         self.backlog.push(out.filled());
         worker.give_out(out);
+        if self.buffered() > 2 * HIGH {
+            // Only a peer that keeps asking for new keys and reads none of the answers gets here.
+            return (consumed, Err(io::Error::new(io::ErrorKind::InvalidData, "the peer asks but does not read")));
+        }
         (consumed, result)
     }
 
@@ -323,6 +336,13 @@ impl Inner {
             self.write_through(first.get(..n).unwrap_or_default(), worker);
             self.failed()?;
             return Poll::Ready(Ok(n));
+        }
+        if self.buffered() == 0 && !self.blocked && !self.is_tls() && total >= BULK {
+            let taken = self.send_vectored(bufs, worker);
+            self.failed()?;
+            if taken > 0 {
+                return Poll::Ready(Ok(taken));
+            }
         }
         let mut room = HIGH.saturating_sub(self.buffered());
         let mut taken = 0;
@@ -385,6 +405,10 @@ impl Inner {
 
     /// Encrypts one chunk, the caller's or the pending one's, and sends it.
     fn seal(&mut self, bytes: Option<&[u8]>, worker: &Worker) {
+        if self.dead {
+            self.write_error = Some(io::ErrorKind::ConnectionAborted);
+            return;
+        }
         let mut out = worker.take_out();
         let own = bytes.is_none();
         let queue = std::mem::take(&mut self.pending);
@@ -406,7 +430,10 @@ impl Inner {
                 let written = self.send(out.filled(), worker);
                 self.backlog.push(out.filled().get(written..).unwrap_or_default());
             }
-            Err(_) => self.write_error = Some(io::ErrorKind::ConnectionAborted),
+            Err(_) => {
+                self.dead = true;
+                self.write_error = Some(io::ErrorKind::ConnectionAborted);
+            }
         }
         worker.give_out(out);
     }
@@ -443,13 +470,33 @@ impl Inner {
         written
     }
 
+    /// One call for a plain socket; what it does not take stays with the caller.
+    fn send_vectored(&mut self, bufs: &[io::IoSlice<'_>], worker: &Worker) -> usize {
+        let waker = self.waker.clone();
+        match Pin::new(&mut self.tcp).poll_write_vectored(&mut Context::from_waker(&waker), bufs) {
+            Poll::Ready(Ok(n)) => {
+                worker.count(|s| {
+                    s.writes += 1;
+                    s.bytes_written += n as u64;
+                });
+                return n;
+            }
+            Poll::Ready(Err(error)) => self.write_error = Some(error.kind()),
+            Poll::Pending => {
+                self.blocked = true;
+                worker.count(|s| s.blocked += 1);
+            }
+        }
+        0
+    }
+
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<io::Result<()>> {
         self.closing = true;
         self.flush(worker);
         self.failed()?;
         if self.buffered() == 0 && !self.said_goodbye {
             self.said_goodbye = true;
-            if self.is_tls() {
+            if self.is_tls() && !self.dead {
                 let mut out = worker.take_out();
                 let plain = &mut self.plain;
                 let (consumed, _) =
