@@ -20,7 +20,7 @@ use weft_tls::PeerIdentity;
 pub struct Peer {
     pub addr: SocketAddr,
     /// Proven by its certificate.
-    pub identity: Option<PeerIdentity>,
+    pub identity: Option<Arc<PeerIdentity>>,
     /// What it says of itself; the certificate wins.
     pub workload: Option<Workload>,
 }

@@ -80,6 +80,10 @@ fn pick_now(
 }
 
 impl Picked {
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
     /// The attempt's response head came, or it failed.
     pub fn tell(&mut self, signal: Signal, now: Instant) {
         if std::mem::replace(&mut self.told, true) {
