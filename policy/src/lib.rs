@@ -35,4 +35,6 @@ pub mod route;
 pub mod service;
 pub mod telemetry;
 pub mod timeout;
+#[cfg(test)]
+mod trial;
 pub mod view;
