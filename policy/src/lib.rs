@@ -16,6 +16,7 @@ pub mod direct;
 pub mod doc;
 pub mod endpoint;
 pub mod fault;
+pub mod fraction;
 pub mod headers;
 pub mod id;
 mod instant;
@@ -25,6 +26,7 @@ pub mod meta;
 pub mod mirror;
 pub mod mtls;
 pub mod outlier;
+pub mod path;
 pub mod plan;
 pub mod reason;
 pub mod redirect;
@@ -34,6 +36,8 @@ pub mod rewrite;
 pub mod route;
 pub mod service;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod timeout;
 #[cfg(test)]
 mod trial;

@@ -1,1 +1,12 @@
+//! The sidecar. `http/outbound.rs` and `http/inbound.rs` are the request path; read those first, then `docs/request-path.md`.
 
+pub mod accept;
+pub mod admin;
+pub mod config;
+pub mod ending;
+pub mod http;
+pub mod settings;
+pub mod sys;
+pub mod telemetry;
+pub mod upstream;
+pub mod worker;
