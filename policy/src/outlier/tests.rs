@@ -406,3 +406,37 @@ fn endpoints_that_leave_make_room() {
     let gone = endpoints(1);
     b.state.record(&[], &gone[0], Pass::Normal, BAD, b.now, &mut || 0);
 }
+
+/// Through the backend: a changed policy, another algorithm and other endpoints leave an ejection and the counts alone.
+#[test]
+fn a_backend_keeps_what_it_learned() {
+    use crate::{backend, balance, breaker};
+    let config = |max, algorithm, base| backend::Config {
+        outlier: Some(Config::Ejection(Ejection { base_ejection: secs(base), ..seed() })),
+        breaker: breaker::Config { max_requests: Some(max), ..Default::default() },
+        balance: balance::Config { algorithm, hash: Vec::new() },
+        ..Default::default()
+    };
+    let b = trial::backend(config(2, balance::Algorithm::Random, 60));
+    b.set_endpoints(&[trial::config(0, 1), trial::config(1, 1)]);
+    let _held = breaker::RequestPermit::take(&b).unwrap();
+    let now = Instant::now();
+    let set = b.endpoints.load_full();
+    for _ in 0..5 {
+        b.outlier.record(&set.endpoints, &set.endpoints[0], Pass::Normal, BAD, now, &mut || 0);
+    }
+    let kept = || {
+        let set = b.endpoints.load_full();
+        let look = b.outlier.look(&set.endpoints, now + secs(59));
+        let pick = || set.picker.pick(&set.endpoints, &mut || 0, None, now, &|e| look.usable(e) == Usable::Yes, &[]);
+        assert_eq!(look.usable(&set.endpoints[0]), Usable::No);
+        assert!((0..20).all(|_| pick() == Some(1)));
+        assert_eq!(b.breaker.count(breaker::Resource::Request), 1);
+    };
+    kept();
+    b.adopt(config(1, balance::Algorithm::RoundRobin, 1));
+    kept();
+    assert!(breaker::RequestPermit::take(&b).is_none(), "the new cap");
+    b.set_endpoints(&[trial::config(0, 1), trial::config(2, 1)]);
+    kept();
+}
