@@ -3,6 +3,7 @@
 //! Read `listener.rs` first (who is let in and when it ends), then `connection.rs` (one connection's way).
 
 pub mod connection;
+pub mod counters;
 pub mod detect;
 pub mod listener;
 pub mod live;
