@@ -7,7 +7,7 @@
 use std::fmt;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, TrustAnchor};
+use rustls::pki_types::{CertificateDer, Der, TrustAnchor};
 use weft_policy::id::TrustDomain;
 
 use crate::identity::TlsError;
@@ -22,6 +22,17 @@ struct Root {
     domain: Option<TrustDomain>,
     der: CertificateDer<'static>,
     anchor: TrustAnchor<'static>,
+}
+
+impl Root {
+    /// Borrowed: a handshake needs a slice of them, and must not copy the keys for it.
+    fn anchor(&self) -> TrustAnchor<'_> {
+        TrustAnchor {
+            subject: Der::from_slice(&self.anchor.subject),
+            subject_public_key_info: Der::from_slice(&self.anchor.subject_public_key_info),
+            name_constraints: self.anchor.name_constraints.as_ref().map(|n| Der::from_slice(n)),
+        }
+    }
 }
 
 impl TrustBundle {
@@ -75,11 +86,11 @@ impl TrustBundle {
     /// The roots that may prove a name of this domain; for a certificate without an identity those of plain CA files.
     pub(crate) fn anchors_for(&self, domain: Option<&TrustDomain>) -> Vec<TrustAnchor<'_>> {
         let fits = |r: &&Root| r.domain.is_none() || (domain.is_some() && r.domain.as_ref() == domain);
-        self.roots.iter().filter(fits).map(|r| r.anchor.clone()).collect()
+        self.roots.iter().filter(fits).map(Root::anchor).collect()
     }
 
     pub(crate) fn all_anchors(&self) -> Vec<TrustAnchor<'_>> {
-        self.roots.iter().map(|r| r.anchor.clone()).collect()
+        self.roots.iter().map(Root::anchor).collect()
     }
 }
 

@@ -128,6 +128,11 @@ impl MeshStream {
     pub fn buffered(&self) -> usize {
         self.inner.borrow().buffered()
     }
+
+    /// Memory of this stream's buffers, in bytes; 0 when idle.
+    pub fn held(&self) -> usize {
+        self.inner.borrow().held()
+    }
 }
 
 impl Drop for MeshStream {

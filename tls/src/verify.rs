@@ -62,6 +62,7 @@ pub(crate) struct San {
     uris: Vec<String>,
     dns: Vec<String>,
     rsa_bits: Option<usize>,
+    has_usages: bool,
 }
 
 impl San {
@@ -70,7 +71,7 @@ impl San {
         if !rest.is_empty() {
             return Err(Reason::BadCertificate);
         }
-        let mut names = Self { uris: Vec::new(), dns: Vec::new(), rsa_bits: None };
+        let mut names = Self { uris: Vec::new(), dns: Vec::new(), rsa_bits: None, has_usages: false };
         for extension in cert.extensions() {
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(san) => {
@@ -84,6 +85,7 @@ impl San {
                         }
                     }
                 }
+                ParsedExtension::ExtendedKeyUsage(_) => names.has_usages = true,
                 ParsedExtension::ParseError { .. } => return Err(Reason::BadCertificate),
                 _ => {}
             }
@@ -147,7 +149,10 @@ impl Verifier {
             Err(_) => None,
         };
         // RFC 5280 lets a certificate without key usages serve any; a mesh identity must say what it is for (PI-44).
-        let usage = if strict { KeyUsage::required(usage) } else { KeyUsage::required_if_present(usage) };
+        if strict && !names.has_usages {
+            return Err(Reason::WrongUsage.refuse("the certificate has no extended key usage".into()));
+        }
+        let usage = KeyUsage::required_if_present(usage);
         let domain = id.as_ref().map(SpiffeId::trust_domain);
         let anchors = self.bundle.anchors_for(domain);
         if let Err(error) = chains(&cert, chain, &anchors, now, usage) {

@@ -17,8 +17,9 @@ use super::session::Out;
 const READ_SIZE: usize = 128 * 1024;
 /// Before the read buffer, for the part of a record that the last read ended with.
 pub(super) const HEADROOM: usize = 20 * 1024;
-const SPARE: usize = 32;
-const SPARE_BYTES: usize = 64 * 1024;
+const SPARE: usize = 16;
+const SPARE_BYTES: usize = 96 * 1024;
+const FRESH_BYTES: usize = 8 * 1024;
 
 /// One worker's. Cloning shares it.
 #[derive(Clone, Default)]
@@ -119,6 +120,9 @@ impl Worker {
                 Poll::Pending
             })
             .await;
+            // A wake-up from here on would only cut the yield short.
+            self.waker.borrow_mut().take();
+            self.writable.0.lock().unwrap_or_else(PoisonError::into_inner).1.take();
             tokio::task::yield_now().await;
             self.count(|s| s.turns += 1);
             std::mem::swap(&mut writable, &mut self.writable.0.lock().unwrap_or_else(PoisonError::into_inner).0);
@@ -209,12 +213,12 @@ impl Worker {
 
     /// An empty buffer for plaintext that waits for the turn's end.
     pub(super) fn take_spare(&self) -> Vec<u8> {
-        self.spare.borrow_mut().pop().unwrap_or_default()
+        self.spare.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(FRESH_BYTES))
     }
 
     pub(super) fn give_spare(&self, mut buffer: Vec<u8>) {
         let mut spare = self.spare.borrow_mut();
-        if buffer.capacity() > 0 && buffer.capacity() <= SPARE_BYTES * 2 && spare.len() < SPARE {
+        if buffer.capacity() > 0 && buffer.capacity() <= SPARE_BYTES && spare.len() < SPARE {
             buffer.clear();
             spare.push(buffer);
         }

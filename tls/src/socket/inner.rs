@@ -123,6 +123,11 @@ impl Inner {
         self.pending.len() + self.backlog.len()
     }
 
+    pub(super) fn held(&self) -> usize {
+        let queues = [&self.plain, &self.pending, &self.backlog];
+        queues.iter().fold(self.incoming.capacity(), |sum, q| sum + q.bytes.capacity())
+    }
+
     pub(super) fn wants_flush(&self) -> bool {
         !self.blocked && self.write_error.is_none() && self.buffered() > 0
     }
@@ -152,6 +157,7 @@ impl Inner {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
+        let before = buf.filled().len();
         loop {
             if !self.plain.is_empty() {
                 let n = self.plain.len().min(buf.remaining());
@@ -170,7 +176,6 @@ impl Inner {
                 }
             }
             if !self.is_tls() && buf.remaining() >= DIRECT_READ {
-                let before = buf.filled().len();
                 let result = Pin::new(&mut self.tcp).poll_read(cx, buf);
                 let n = buf.filled().len() - before;
                 if n > 0 {
@@ -189,7 +194,7 @@ impl Inner {
                 Poll::Ready(Err(error)) => self.end = End::Failed(Some(error)),
                 Poll::Ready(Ok(())) => {}
             }
-            if !buf.filled().is_empty() && self.plain.is_empty() {
+            if buf.filled().len() > before {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -287,6 +292,10 @@ impl Inner {
         // Answers to key updates, or an alert.
         self.backlog.push(out.filled());
         worker.give_out(out);
+        if self.buffered() > 2 * HIGH {
+            // Only a peer that keeps asking for new keys and reads none of the answers gets here.
+            return (consumed, Err(io::Error::new(io::ErrorKind::InvalidData, "the peer asks but does not read")));
+        }
         (consumed, result)
     }
 
@@ -323,6 +332,13 @@ impl Inner {
             self.write_through(first.get(..n).unwrap_or_default(), worker);
             self.failed()?;
             return Poll::Ready(Ok(n));
+        }
+        if self.buffered() == 0 && !self.blocked && !self.is_tls() && total >= BULK {
+            let taken = self.send_vectored(bufs, worker);
+            self.failed()?;
+            if taken > 0 {
+                return Poll::Ready(Ok(taken));
+            }
         }
         let mut room = HIGH.saturating_sub(self.buffered());
         let mut taken = 0;
@@ -441,6 +457,26 @@ impl Inner {
             }
         }
         written
+    }
+
+    /// One call for a plain socket; what it does not take stays with the caller.
+    fn send_vectored(&mut self, bufs: &[io::IoSlice<'_>], worker: &Worker) -> usize {
+        let waker = self.waker.clone();
+        match Pin::new(&mut self.tcp).poll_write_vectored(&mut Context::from_waker(&waker), bufs) {
+            Poll::Ready(Ok(n)) => {
+                worker.count(|s| {
+                    s.writes += 1;
+                    s.bytes_written += n as u64;
+                });
+                return n;
+            }
+            Poll::Ready(Err(error)) => self.write_error = Some(error.kind()),
+            Poll::Pending => {
+                self.blocked = true;
+                worker.count(|s| s.blocked += 1);
+            }
+        }
+        0
     }
 
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<io::Result<()>> {
