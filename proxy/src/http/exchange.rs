@@ -64,8 +64,6 @@ pub struct Head {
 pub struct Request {
     pub head: Head,
     pub body: Body,
-    /// The connection behind the request, where the client asked to leave HTTP.
-    pub upgrade: Option<Upgrade>,
 }
 
 #[derive(Debug)]
@@ -73,6 +71,7 @@ pub struct Reply {
     pub status: StatusCode,
     pub fields: FieldMap,
     pub body: Body,
+    /// The connection behind the answer, where both sides leave HTTP.
     pub upgrade: Option<Upgrade>,
 }
 

@@ -1,7 +1,8 @@
 //! What one request or connection leaves behind. Everything that reports (metrics, access log, spans, tap) reads this.
 
 use crate::telemetry::trace::Trace;
-use http::{Method, StatusCode};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Method, StatusCode};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -64,10 +65,11 @@ pub struct Record {
     pub proto: Proto,
     pub method: Method,
     /// For logs and spans only: a client chooses it, so it never is a label.
-    pub authority: String,
-    pub path: String,
-    pub request_id: String,
-    pub user_agent: String,
+    pub authority: Option<Authority>,
+    /// As the client sent it.
+    pub path: PathAndQuery,
+    pub request_id: Option<HeaderValue>,
+    pub user_agent: Option<HeaderValue>,
     pub trace: Trace,
     pub service: Option<Arc<weft_policy::plan::ServicePlan>>,
     pub route: Option<Arc<RoutePlan>>,

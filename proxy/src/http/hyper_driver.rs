@@ -1,0 +1,472 @@
+//! The first driver under the request path: hyper at connection level, and the only file that knows it.
+//!
+//! Server side: one future per connection; HTTP/1 requests are polled inline by it, HTTP/2 streams by local tasks.
+//! Client side: a sender per connection and one local task that drives it.
+
+use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
+use super::gate::{Control, Gate};
+use crate::worker::Ending;
+use bytes::Bytes;
+use http::Version;
+use http::uri::PathAndQuery;
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use hyper::client::conn as client;
+use hyper::server::conn as server;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use weft_policy::listener::Limits;
+use weft_policy::reason::Reason;
+use weft_tls::MeshStream;
+
+/// A body as the codec delivers it.
+pub struct Wire(Incoming);
+
+impl Wire {
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.0).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(|_| BodyError::Broken)))
+    }
+}
+
+impl http_body::Body for Wire {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Wire::poll_frame(&mut self, cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.0.size_hint()
+    }
+}
+
+/// A connection that left HTTP: what is on the wire, and what had been read already.
+pub struct Tunnel {
+    pub io: MeshStream,
+    pub read: Bytes,
+}
+
+/// The other end of a tunnel, once its own connection has left HTTP.
+#[derive(Debug)]
+pub struct Upgrade(oneshot::Receiver<Tunnel>);
+
+impl Upgrade {
+    pub async fn ready(self) -> Option<Tunnel> {
+        self.0.await.ok()
+    }
+}
+
+impl std::fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tunnel")
+    }
+}
+
+/// Windows: one stream may not take the whole connection, and bulk must not wait for updates.
+const STREAM_WINDOW: u32 = 512 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const MAX_FRAME: u32 = 64 * 1024;
+const SEND_BUFFER: usize = 256 * 1024;
+
+#[derive(Clone, Copy)]
+struct Local;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// What the driver serves.
+pub trait Serve {
+    fn serve(&self, request: Request) -> impl Future<Output = Served> + 'static;
+}
+
+/// An answer, or the end of the exchange without one.
+pub enum Served {
+    Reply(Box<Reply>),
+    /// Nothing can be said: the connection (HTTP/1) or stream (HTTP/2) is cut.
+    Cut,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cut")]
+struct CutError;
+
+fn take_request(request: hyper::Request<Incoming>) -> Request {
+    let (parts, incoming) = request.into_parts();
+    let uri = parts.uri.into_parts();
+    let path = uri.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    let asterisk = path.as_str() == "*";
+    Request {
+        head: Head {
+            asterisk,
+            method: parts.method,
+            version: parts.version,
+            authority: uri.authority,
+            path,
+            fields: FieldMap(parts.headers),
+        },
+        body: Body::wire(Wire(incoming)),
+    }
+}
+
+fn give_reply(reply: Reply) -> hyper::Response<Body> {
+    let mut response = hyper::Response::new(reply.body);
+    *response.status_mut() = reply.status;
+    *response.headers_mut() = reply.fields.0;
+    response
+}
+
+/// Serves HTTP/1 on a connection until it ends, or leaves HTTP.
+pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, ending: &Ending, service: S) {
+    let control = Rc::new(Control::default());
+    let tunnel: Rc<RefCell<Option<Upgrade>>> = Rc::default();
+    let gate = Gate::new(io, control.clone(), *limits);
+    let service = {
+        let (control, tunnel) = (control.clone(), tunnel.clone());
+        hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            let (control, tunnel) = (control.clone(), tunnel.clone());
+            let leaving = request.method() == http::Method::CONNECT
+                || (request.headers().contains_key(http::header::UPGRADE)
+                    && request.headers().contains_key(http::header::CONNECTION));
+            let served = service.serve(take_request(request));
+            async move {
+                let Served::Reply(mut reply) = served.await else { return Err(CutError) };
+                if leaving {
+                    let upgrade = reply.upgrade.take();
+                    control.answered(upgrade.is_some());
+                    if upgrade.is_none() {
+                        // What came behind a refused upgrade cannot be trusted to be HTTP.
+                        reply.fields.0.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+                    }
+                    *tunnel.borrow_mut() = upgrade;
+                }
+                Ok(give_reply(*reply))
+            }
+        })
+    };
+    let mut connection = server::http1::Builder::new()
+        .half_close(true)
+        .max_headers(limits.header_count as usize)
+        .max_header_size((limits.header_bytes as usize).max(8192))
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(gate), service);
+    let mut told = false;
+    let mut ticket = ending.register();
+    let ended = poll_fn(|cx| {
+        if ticket.poll(cx) && !told {
+            told = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        if ticket.killed() {
+            return Poll::Ready(None);
+        }
+        connection.poll_without_shutdown(cx).map(Some)
+    })
+    .await;
+    if ended.is_none() {
+        return;
+    }
+    let parts = connection.into_parts();
+    let mut io = parts.io.into_inner().into_inner();
+    let upgrade = tunnel.borrow_mut().take();
+    if let Some(upgrade) = upgrade {
+        if let Some(far) = upgrade.ready().await {
+            crate::accept::stream::relay_tunnel(Tunnel { io, read: parts.read_buf }, far, &ticket).await;
+        }
+        return;
+    }
+    use tokio::io::AsyncWriteExt;
+    if let Some(reason) = control.verdict.get() {
+        super::reject::write_raw(&mut io, reason).await;
+        super::reject::linger(&mut io).await;
+    }
+    let _ = io.shutdown().await;
+}
+
+/// Serves HTTP/2 on a connection until it ends.
+pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, ending: &Ending, service: S) {
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let served = service.serve(take_request(request));
+        async move {
+            match served.await {
+                Served::Reply(reply) => Ok(give_reply(*reply)),
+                Served::Cut => Err(CutError),
+            }
+        }
+    });
+    let flood = Rc::new(super::flood::Flood::default());
+    let io = super::flood::Guard::new(io, flood.clone());
+    let mut connection = pin!(
+        server::http2::Builder::new(Local)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
+            .max_concurrent_streams(limits.max_streams)
+            .max_header_list_size(limits.header_bytes)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_pending_accept_reset_streams(50)
+            .max_local_error_reset_streams(500)
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .serve_connection(TokioIo::new(io), service)
+    );
+    let mut told = false;
+    let mut ticket = ending.register();
+    poll_fn(|cx| {
+        if ticket.poll(cx) && !told {
+            told = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        if ticket.killed() {
+            return Poll::Ready(());
+        }
+        connection.as_mut().poll(cx).map(|_| ())
+    })
+    .await;
+}
+
+/// One upstream connection's sending side.
+#[derive(Clone)]
+pub enum Sender {
+    Http1(Rc<RefCell<Http1>>),
+    Http2(client::http2::SendRequest<Body>),
+}
+
+pub struct Http1 {
+    sender: client::http1::SendRequest<Body>,
+    /// Where the connection goes if it leaves HTTP.
+    leave: Rc<RefCell<Option<oneshot::Sender<Tunnel>>>>,
+}
+
+/// Why an attempt got no response head.
+pub struct SendFailed {
+    pub reason: Reason,
+    /// The upstream cannot have begun to process the request.
+    pub unprocessed: bool,
+    /// The request itself, where not a byte of it was sent.
+    pub request: Option<Box<Request>>,
+}
+
+impl SendFailed {
+    pub fn new(reason: Reason, unprocessed: bool) -> Self {
+        Self { reason, unprocessed, request: None }
+    }
+}
+
+/// HTTP/1 towards an endpoint. `closed` runs when the connection has ended.
+pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
+    let (sender, mut connection) = client::http1::Builder::new()
+        .max_headers(limits.header_count.max(128) as usize)
+        .max_buf_size(limits.header_bytes.max(64 * 1024) as usize + 64 * 1024)
+        .handshake::<_, Body>(TokioIo::new(io))
+        .await
+        .map_err(|_| Reason::ConnectFailed)?;
+    let leave: Rc<RefCell<Option<oneshot::Sender<Tunnel>>>> = Rc::default();
+    let left = leave.clone();
+    tokio::task::spawn_local(async move {
+        let ended = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+        closed();
+        let parts = connection.into_parts();
+        let mut io = parts.io.into_inner();
+        let leave = left.borrow_mut().take();
+        match (ended, leave) {
+            (Ok(()), Some(leave)) => {
+                let _ = leave.send(Tunnel { io, read: parts.read_buf });
+            }
+            _ => {
+                let _ = tokio::io::AsyncWriteExt::shutdown(&mut io).await;
+            }
+        }
+    });
+    Ok(Sender::Http1(Rc::new(RefCell::new(Http1 { sender, leave }))))
+}
+
+/// HTTP/2 towards an endpoint.
+pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
+    let (sender, connection) = client::http2::Builder::new(Local)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(limits.header_bytes)
+        .max_send_buf_size(SEND_BUFFER)
+        .initial_max_send_streams(100)
+        .keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .handshake::<_, Body>(TokioIo::new(io))
+        .await
+        .map_err(|_| Reason::ConnectFailed)?;
+    tokio::task::spawn_local(async move {
+        let _ = connection.await;
+        closed();
+    });
+    Ok(Sender::Http2(sender))
+}
+
+impl Sender {
+    /// Whether a request may be tried on it at all.
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Sender::Http1(one) => one.borrow().sender.is_closed(),
+            Sender::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    pub fn is_http2(&self) -> bool {
+        matches!(self, Sender::Http2(_))
+    }
+
+    /// Streams the peer lets us open.
+    pub fn max_streams(&self) -> usize {
+        match self {
+            Sender::Http1(_) => 1,
+            Sender::Http2(sender) => sender.current_max_send_streams(),
+        }
+    }
+
+    /// Waits until the codec takes a request: an idle HTTP/1 connection may still be finishing its last.
+    pub async fn ready(&mut self) -> bool {
+        match self {
+            Sender::Http1(one) => poll_fn(|cx| one.borrow_mut().sender.poll_ready(cx)).await.is_ok(),
+            Sender::Http2(sender) => sender.ready().await.is_ok(),
+        }
+    }
+
+    /// Sends a request and waits for the response head.
+    pub async fn send(&mut self, request: Request, leaving: bool) -> Result<Reply, SendFailed> {
+        let mut upgrade = None;
+        let sent = match self {
+            Sender::Http1(one) => {
+                let mut one = one.borrow_mut();
+                if leaving {
+                    let (tx, rx) = oneshot::channel();
+                    *one.leave.borrow_mut() = Some(tx);
+                    upgrade = Some(Upgrade(rx));
+                }
+                let message = give_request(request, false);
+                let sending = one.sender.try_send_request(message);
+                drop(one);
+                Sending::One(sending)
+            }
+            Sender::Http2(sender) => Sending::Two(sender.try_send_request(give_request(request, true))),
+        };
+        let answered = match sent {
+            Sending::One(sending) => sending.await,
+            Sending::Two(sending) => sending.await,
+        };
+        match answered {
+            Ok(response) => {
+                let (parts, incoming) = response.into_parts();
+                let left = parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (leaving && parts.status.is_success());
+                let framing = &parts.headers;
+                if framing.contains_key(http::header::TRANSFER_ENCODING)
+                    && framing.contains_key(http::header::CONTENT_LENGTH)
+                {
+                    return Err(SendFailed::new(Reason::UpstreamProtocol, false));
+                }
+                if left && upgrade.is_none() {
+                    // 101 to a request that asked for nothing.
+                    return Err(SendFailed::new(Reason::UpstreamProtocol, false));
+                }
+                Ok(Reply {
+                    status: parts.status,
+                    fields: FieldMap(parts.headers),
+                    body: if left { Body::empty() } else { Body::wire(Wire(incoming)) },
+                    upgrade: upgrade.filter(|_| left),
+                })
+            }
+            Err(mut failed) => {
+                let unsent = failed.take_message();
+                let (reason, unprocessed) = why(failed.error());
+                Err(SendFailed {
+                    reason,
+                    unprocessed: unprocessed || unsent.is_some(),
+                    request: unsent.map(|m| Box::new(take_back(m))),
+                })
+            }
+        }
+    }
+}
+
+enum Sending<A, B> {
+    One(A),
+    Two(B),
+}
+
+fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
+    let Head { method, authority, path, fields, asterisk, .. } = request.head;
+    let connect = method == http::Method::CONNECT;
+    let mut message = hyper::Request::new(request.body);
+    let mut uri = http::uri::Parts::default();
+    if connect {
+        uri.authority = authority;
+    } else {
+        uri.path_and_query = Some(path);
+        if http2 && authority.is_some() && !asterisk {
+            uri.scheme = Some(http::uri::Scheme::HTTP);
+            uri.authority = authority;
+        }
+    }
+    // The parts come from a valid request, so they always fit together; `/` is what a bug would look like upstream.
+    *message.uri_mut() = http::Uri::from_parts(uri).unwrap_or_default();
+    *message.version_mut() = if http2 && message.uri().scheme().is_some() { Version::HTTP_2 } else { Version::HTTP_11 };
+    *message.method_mut() = method;
+    *message.headers_mut() = fields.0;
+    message
+}
+
+fn take_back(message: hyper::Request<Body>) -> Request {
+    let (parts, body) = message.into_parts();
+    let uri = parts.uri.into_parts();
+    let path = uri.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    Request {
+        head: Head {
+            asterisk: path.as_str() == "*",
+            method: parts.method,
+            version: parts.version,
+            authority: uri.authority,
+            path,
+            fields: FieldMap(parts.headers),
+        },
+        body,
+    }
+}
+
+/// The reason in a codec's error, and whether the upstream is known not to have touched the request.
+fn why(error: &hyper::Error) -> (Reason, bool) {
+    use std::error::Error;
+    if let Some(h2) = error.source().and_then(|e| e.downcast_ref::<h2::Error>()) {
+        if h2.is_go_away() && h2.is_remote() {
+            return (Reason::RefusedStream, true);
+        }
+        return match h2.reason() {
+            Some(h2::Reason::REFUSED_STREAM) => (Reason::RefusedStream, true),
+            Some(_) if h2.is_reset() && h2.is_remote() => (Reason::UpstreamReset, false),
+            Some(_) if h2.is_library() || h2.is_reset() => (Reason::UpstreamProtocol, false),
+            _ => (Reason::UpstreamClosed, false),
+        };
+    }
+    if error.is_canceled() {
+        return (Reason::UpstreamClosed, true);
+    }
+    if error.is_parse() {
+        return (Reason::UpstreamProtocol, false);
+    }
+    (Reason::UpstreamClosed, false)
+}
