@@ -16,7 +16,7 @@ pub struct Workload {
 impl Workload {
     pub fn read(c: &mut crate::doc::Cursor<'_, '_>) -> Option<Self> {
         c.fields(|f| {
-            let mut text = |name| f.opt(name, |c| c.text()).map(Arc::from);
+            let mut text = |name| f.opt(name, |c| c.text()).map(Arc::<str>::from);
             let (name, namespace, app) = (text("name"), text("namespace"), text("app"));
             let (version, pod, cluster) = (text("version"), text("pod"), text("cluster"));
             let name = name.unwrap_or_default();
