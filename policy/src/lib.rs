@@ -19,6 +19,7 @@ pub mod fault;
 pub mod fraction;
 pub mod headers;
 pub mod id;
+mod instant;
 pub mod listener;
 pub mod matcher;
 pub mod meta;
