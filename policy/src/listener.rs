@@ -299,7 +299,10 @@ impl Config {
             true => &["to", "unknown"],
             false => &["mtls", "clients", "app", "appIp", "forwardIdentity"],
         };
-        for field in misplaced.iter().filter(|m| f.has(m)) {
+        for field in misplaced {
+            if !f.has(field) {
+                continue;
+            }
             let side = if self.role.is_inbound() { "listeners towards services" } else { "inbound and tcp-in" };
             f.fail::<()>(field, format!("has no meaning for {role}"), &format!("only for {side}"));
         }
