@@ -2,7 +2,9 @@
 
 pub mod accept;
 pub mod admin;
+pub mod app;
 pub mod config;
+pub mod ending;
 pub mod http;
 pub mod settings;
 pub mod sys;

@@ -124,6 +124,16 @@ impl MeshStream {
         self.info.local_addr
     }
 
+    /// Puts back what was read, before anything that was not.
+    pub fn unread(&self, bytes: &[u8]) {
+        self.inner.borrow_mut().unread(bytes);
+    }
+
+    /// Makes the close that follows a reset: whatever was not sent is dropped, and the peer sees a break, not an end.
+    pub fn reset_on_close(&self) {
+        self.inner.borrow_mut().reset_on_close();
+    }
+
     /// Accepted but not yet handed to the kernel, in bytes.
     pub fn buffered(&self) -> usize {
         self.inner.borrow().buffered()

@@ -1,16 +1,16 @@
 //! One connection's way from accept to the code that serves it: where was it going, is it for the mesh's end or the app's,
 //! what does it speak.
 
-use super::counters::Rejected;
+use super::counters::{self, Rejected};
 use super::detect::Spoke;
 use super::listener::Door;
 use super::live::Ticket;
 use super::sniff::{Ahead, Incoming, Place, Verdict, classify};
-use super::stream::{self, Target};
+use super::stream;
 use super::tls::{self, Inside};
 use crate::http::server::{self, HttpKind};
 use crate::telemetry::record::Peer;
-use crate::upstream::tcp::{Connected, connect};
+use crate::upstream::tcp::{self, Connected};
 use crate::worker::{Conn, Worker};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -36,7 +36,7 @@ pub async fn run(worker: Rc<Worker>, door: Rc<Door>, tcp: TcpStream, peer: Socke
     let destination = match destination(&worker, &listener, &tcp, peer) {
         Ok(destination) => destination,
         Err(reason) => {
-            worker.shared.accept.reject(reason);
+            counters::rejected(reason);
             tracing::warn!(listener = %listener.name, %peer, reason = reason.word(), "connection refused");
             crate::sys::sockopt::reset_on_close(&tcp);
             return;
@@ -46,19 +46,12 @@ pub async fn run(worker: Rc<Worker>, door: Rc<Door>, tcp: TcpStream, peer: Socke
     let mesh = listener.role.is_inbound() && listener.mtls.mode_of(destination.port()) != Mode::Disable;
     match known.declared(&listener) {
         // Nothing to find out: the first read is already the codec's.
-        protocol @ (Protocol::Http | Protocol::Http1 | Protocol::Http2) if !mesh => {
+        protocol @ (Protocol::Http1 | Protocol::Http2) if !mesh => {
             let stream = MeshStream::plain(tcp, Vec::new(), &known.worker.flusher);
-            known.http(stream, kind(protocol), false, None).await;
+            let kind = if protocol == Protocol::Http1 { HttpKind::Http1 } else { HttpKind::Http2 };
+            known.http(stream, kind, false, None).await;
         }
         declared => known.sniff(Incoming::tcp(tcp), declared, mesh).await,
-    }
-}
-
-fn kind(protocol: Protocol) -> HttpKind {
-    match protocol {
-        Protocol::Http1 => HttpKind::Http1,
-        Protocol::Http2 => HttpKind::Http2,
-        _ => HttpKind::Either,
     }
 }
 
@@ -126,9 +119,9 @@ impl Known {
         let strict = mesh && listener.mtls.mode_of(self.destination.port()) == Mode::Strict;
         let learned = if declared == Protocol::Detect { self.worker.learned.get(self.destination) } else { None };
         let place = Place { declared, learned, mesh, strict, limits: listener.limits };
-        let mut ahead = Ahead::new(self.dial(None, None));
+        let mut ahead = Ahead::new(self.dial(None));
         let mut phase = self.worker.shared.phase.clone();
-        let late = || self.worker.shared.accept.detect_timeouts.add();
+        let late = || counters::detect_timed_out(&listener.name);
         let verdict = classify(&mut incoming, &place, &mut ahead, &mut phase, late).await;
         let learn = |spoke| {
             if declared == Protocol::Detect {
@@ -140,7 +133,7 @@ impl Known {
         let mode = listener.mtls.mode_of(self.destination.port());
         let plaintext = !matches!(verdict, Verdict::Tls(_) | Verdict::Gone | Verdict::UpstreamGone);
         if verdict == Verdict::Plaintext || (mesh && plaintext && mode == Mode::Strict) {
-            self.worker.shared.accept.reject(Rejected::Plaintext);
+            counters::rejected(Rejected::Plaintext);
             tracing::info!(listener = %listener.name, peer = %self.peer, destination = %self.destination,
                 "plaintext refused by STRICT");
             incoming.reset_on_close();
@@ -148,14 +141,10 @@ impl Known {
         }
         let flusher = &self.worker.flusher;
         match verdict {
-            Verdict::Http | Verdict::Http1 | Verdict::Http2 => {
+            Verdict::Http1 | Verdict::Http2 => {
                 learn(Spoke::Http);
                 drop(ahead);
-                let kind = match verdict {
-                    Verdict::Http1 => HttpKind::Http1,
-                    Verdict::Http2 => HttpKind::Http2,
-                    _ => HttpKind::Either,
-                };
+                let kind = if verdict == Verdict::Http1 { HttpKind::Http1 } else { HttpKind::Http2 };
                 self.http(incoming.into_stream(flusher), kind, false, None).await;
             }
             Verdict::Tls(hello) if mesh && self.for_us(&hello, mode) => {
@@ -170,7 +159,7 @@ impl Known {
             Verdict::Tls(hello) => {
                 learn(Spoke::Opaque);
                 drop(ahead);
-                let upstream = self.dial(hello.sni.clone(), None).await;
+                let upstream = self.dial(hello.sni.clone()).await;
                 self.relay(incoming.into_stream(flusher), upstream, false, hello.sni).await;
             }
             Verdict::Opaque | Verdict::ServerFirst => {
@@ -179,7 +168,7 @@ impl Known {
                 self.relay(incoming.into_stream(flusher), upstream, false, None).await;
             }
             Verdict::UpstreamGone => {
-                self.worker.shared.accept.reject(Rejected::NoUpstream);
+                counters::rejected(Rejected::NoUpstream);
                 incoming.reset_on_close();
             }
             Verdict::Plaintext | Verdict::Gone => {}
@@ -202,34 +191,32 @@ impl Known {
         let kind = match (inside, declared) {
             (Inside::Http1, _) | (Inside::Unknown, Protocol::Http1) => HttpKind::Http1,
             (Inside::Http2, _) | (Inside::Unknown, Protocol::Http2) => HttpKind::Http2,
-            (Inside::Unknown, Protocol::Http) => HttpKind::Either,
             (Inside::Opaque, _) | (Inside::Unknown, Protocol::Opaque | Protocol::Tls) => {
-                let upstream = self.dial(None, Some(&stream)).await;
+                let upstream = self.dial(None).await;
                 return self.relay(stream, upstream, true, sni).await;
             }
-            (Inside::Unknown, Protocol::Detect) => return self.sniff_inside(stream, sni).await,
+            (Inside::Unknown, _) => return self.sniff_inside(stream, declared, sni).await,
         };
         self.http(stream, kind, true, sni).await;
     }
 
-    async fn sniff_inside(&self, stream: MeshStream, sni: Option<String>) {
+    async fn sniff_inside(&self, stream: MeshStream, declared: Protocol, sni: Option<String>) {
         let listener = self.door.config();
         let place = Place {
-            declared: Protocol::Detect,
+            declared,
             learned: self.worker.learned.get(self.destination),
             mesh: false,
             strict: false,
             limits: listener.limits,
         };
-        let mut ahead = Ahead::new(self.dial(None, Some(&stream)));
+        let mut ahead = Ahead::new(self.dial(None));
         let mut incoming = Incoming::mesh(stream);
         let mut phase = self.worker.shared.phase.clone();
-        let late = || self.worker.shared.accept.detect_timeouts.add();
+        let late = || counters::detect_timed_out(&listener.name);
         let verdict = classify(&mut incoming, &place, &mut ahead, &mut phase, late).await;
         let kind = match verdict {
             Verdict::Http1 => HttpKind::Http1,
             Verdict::Http2 => HttpKind::Http2,
-            Verdict::Http => HttpKind::Either,
             Verdict::Opaque | Verdict::ServerFirst | Verdict::Tls(_) => {
                 let upstream = ahead.connected().await;
                 return self.relay(incoming.into_stream(&self.worker.flusher), upstream, true, sni).await;
@@ -245,13 +232,13 @@ impl Known {
     fn dial(
         &self,
         server_name: Option<String>,
-        _client: Option<&MeshStream>,
     ) -> impl Future<Output = Result<Connected, Reason>> + use<> {
         let (worker, door, peer, destination) =
             (self.worker.clone(), self.door.clone(), self.peer, self.destination);
         async move {
-            let target = Target::find(&worker, &door.config(), destination, server_name.as_deref())?;
-            connect(&worker, &target, peer).await
+            let bound = stream::destination(&worker, &door.config(), destination, server_name.as_deref())?;
+            let backend = bound.backends.first().and_then(Option::as_ref).ok_or(Reason::NoCluster)?;
+            tcp::connect(&worker, backend, Some(stream::source_hash(peer.ip()))).await
         }
     }
 
@@ -264,8 +251,8 @@ impl Known {
     ) {
         let conn = self.conn(mesh, server_name, client.peer().cloned());
         if upstream.is_err() {
-            self.worker.shared.accept.reject(Rejected::NoUpstream);
+            counters::rejected(Rejected::NoUpstream);
         }
-        stream::relay(&self.worker, &conn, client, upstream).await;
+        stream::relay(&self.worker, &conn, client, upstream, &self.ticket).await;
     }
 }

@@ -5,7 +5,7 @@
 //! loop never ends because of an error: where the system has no descriptors or memory left, it waits and tries again.
 
 use super::connection;
-use super::counters::Rejected;
+use super::counters::{self, Rejected};
 use super::tls::Terminator;
 use crate::config::snapshot::Snapshot;
 use crate::worker::Worker;
@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
-use weft_policy::listener::Config;
+use weft_policy::listener::{Config, Role};
 
 const BACKOFF: Duration = Duration::from_millis(10);
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
@@ -52,6 +52,18 @@ struct Entered(Arc<AtomicUsize>);
 impl Drop for Entered {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Closed {
+    worker: Rc<Worker>,
+    role: Role,
+    _entered: Entered,
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.worker.recorder.connection_closed(self.role);
     }
 }
 
@@ -148,6 +160,11 @@ impl Listeners {
         first_error
     }
 
+    /// Some door could not be opened.
+    pub fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
     fn bind(&self, worker: &Rc<Worker>, config: &Arc<Config>) -> io::Result<Open> {
         let (socket, connections) = worker.shared.ports.bind(config)?;
         let address = socket.local_addr()?;
@@ -203,7 +220,7 @@ async fn accept_loop(worker: Rc<Worker>, socket: Rc<TcpListener>, door: Rc<Door>
             }
             Err(error) if is_of_one(&error) => {}
             Err(error) => {
-                worker.shared.accept.accept_errors.add();
+                counters::accept_failed();
                 if backoff == BACKOFF {
                     tracing::warn!(listener = %door.config().name, %error, "cannot accept, waiting");
                 }
@@ -230,14 +247,15 @@ pub fn is_exhausted(error: &io::Error) -> bool {
 
 fn take(worker: &Rc<Worker>, door: &Rc<Door>, tcp: TcpStream, peer: SocketAddr) {
     let Some(entered) = door.enter() else {
-        worker.shared.accept.reject(Rejected::MaxConnections);
+        counters::rejected(Rejected::MaxConnections);
         crate::sys::sockopt::reset_on_close(&tcp);
         return;
     };
-    worker.shared.accept.accepted.add();
     let (of, door) = (worker.clone(), door.clone());
     worker.live.spawn(|ticket| async move {
-        let _entered = entered;
+        let role = door.config().role;
+        of.recorder.connection_opened(role);
+        let _closed = Closed { worker: of.clone(), role, _entered: entered };
         connection::run(of, door, tcp, peer, ticket).await;
     });
 }

@@ -4,24 +4,24 @@
 //! many are left at the end of a drain, which no longer stand under a changed policy, and which task to cut. An idle
 //! connection pays one entry for it and no wake-up.
 
-use super::counters::{Counters, Rejected};
+use super::counters::{self, Rejected};
 use crate::config::snapshot::Snapshot;
-use crate::worker::{Conn, Shared};
+use crate::telemetry::record::TcpRecord;
+use crate::worker::Conn;
 use slab::Slab;
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use weft_policy::listener::{self, Clients};
 use weft_policy::mtls::Mode;
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Live(Rc<Inner>);
 
+#[derive(Default)]
 struct Inner {
-    shared: Arc<Shared>,
     entries: RefCell<Slab<Entry>>,
     emptied: Notify,
 }
@@ -31,6 +31,7 @@ struct Entry {
     task: Option<AbortHandle>,
     /// Once it is known what the connection is. Before that, it is judged by the listener's newest config anyway.
     conn: Option<Rc<Conn>>,
+    record: Option<Rc<TcpRecord>>,
 }
 
 /// A connection's place in the list, held by its task.
@@ -40,10 +41,6 @@ pub struct Ticket {
 }
 
 impl Live {
-    pub fn new(shared: Arc<Shared>) -> Self {
-        Self(Rc::new(Inner { shared, entries: RefCell::default(), emptied: Notify::new() }))
-    }
-
     /// Runs a connection. A panic ends it alone, is counted, and is told by the panic hook.
     pub fn spawn<F: Future<Output = ()> + 'static>(&self, make: impl FnOnce(Ticket) -> F) {
         let key = self.0.entries.borrow_mut().insert(Entry::default());
@@ -77,7 +74,7 @@ impl Live {
     pub fn recheck(&self, snapshot: &Snapshot) -> usize {
         let cut = self.cut(|conn| conn.is_some_and(|conn| !stands(conn, snapshot)));
         for _ in 0..cut {
-            self.counters().reject(Rejected::Policy);
+            counters::rejected(Rejected::Policy);
         }
         cut
     }
@@ -98,8 +95,13 @@ impl Live {
         tasks.len()
     }
 
-    fn counters(&self) -> &Counters {
-        &self.0.shared.accept
+    /// Byte connections, whose counts must not wait for their end.
+    pub fn each_record(&self, mut visit: impl FnMut(&TcpRecord)) {
+        for (_, entry) in &*self.0.entries.borrow() {
+            if let Some(record) = &entry.record {
+                visit(record);
+            }
+        }
     }
 }
 
@@ -110,12 +112,19 @@ impl Ticket {
             entry.conn = Some(conn);
         }
     }
+
+    /// Bytes are counted here while the connection lasts.
+    pub fn watch(&self, record: &Rc<TcpRecord>) {
+        if let Some(entry) = self.live.0.entries.borrow_mut().get_mut(self.key) {
+            entry.record = Some(record.clone());
+        }
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.live.counters().panics.add();
+            counters::panicked();
         }
         // Dropped after the borrow: the last holder of a connection may have more to do.
         let entry = self.live.0.entries.borrow_mut().try_remove(self.key);

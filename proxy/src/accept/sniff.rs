@@ -107,8 +107,6 @@ pub struct Place {
 pub enum Verdict {
     Http1,
     Http2,
-    /// HTTP of either version.
-    Http,
     Tls(Hello),
     /// `None`: the client spoke first.
     Opaque,
@@ -136,7 +134,11 @@ impl Place {
             return Some(Verdict::Plaintext);
         }
         match self.declared {
-            Protocol::Http => Some(Verdict::Http),
+            Protocol::Http => match bytes.len().min(detect::PREFACE.len()) {
+                n if bytes.get(..n) != detect::PREFACE.get(..n) => Some(Verdict::Http1),
+                n if n == detect::PREFACE.len() => Some(Verdict::Http2),
+                _ => None,
+            },
             Protocol::Http1 => Some(Verdict::Http1),
             Protocol::Http2 => Some(Verdict::Http2),
             Protocol::Opaque | Protocol::Tls => Some(Verdict::Opaque),
@@ -155,6 +157,7 @@ impl Place {
         let hello = bytes.first() == Some(&22);
         match self.learned {
             _ if self.strict || (hello && self.mesh) => Verdict::Gone,
+            _ if self.declared == Protocol::Http => Verdict::Http1,
             // Handing a request's first bytes on unseen would lead it around the policies: HTTP answers 408 instead.
             Some(Spoke::Http) if !hello => Verdict::Http1,
             _ => Verdict::Opaque,
@@ -225,10 +228,10 @@ impl<F: Future<Output = Result<Connected, Reason>>> Ahead<F> {
         let connected = ready!(self.poll_connected(cx))?;
         let mut space = [0u8; READ];
         let mut buf = ReadBuf::new(&mut space);
-        if ready!(Pin::new(&mut connected.stream).poll_read(cx, &mut buf)).is_err() {
+        if ready!(Pin::new(&mut connected.io).poll_read(cx, &mut buf)).is_err() {
             return Poll::Ready(Ok(false));
         }
-        connected.stream.unread(buf.filled());
+        connected.io.unread(buf.filled());
         Poll::Ready(Ok(!buf.filled().is_empty()))
     }
 

@@ -7,19 +7,20 @@
 use crate::ending;
 use crate::http::hyper_driver::Tunnel;
 use crate::telemetry::record::TcpRecord;
-use crate::upstream::tcp::{self, Connected};
+use super::live::Ticket;
+use crate::upstream::implied::Kind;
+use crate::upstream::tcp::Connected;
 use crate::worker::{Conn, Worker};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use weft_policy::balance::hash;
 use weft_policy::listener::{Config, Unknown};
 use weft_policy::reason::{Flags, Reason};
 use weft_policy::registry::Bound;
@@ -31,116 +32,68 @@ const BUFFER: usize = 128 * 1024;
 const SPARE: usize = 4;
 /// Reads per turn and direction before others get theirs.
 const ROUNDS: usize = 8;
-/// For destinations without a backend's settings.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a connection's bytes go.
-#[derive(Debug, Clone)]
-pub enum Target {
-    Service(Arc<Bound>),
-    /// The app of this pod, or what the app dialled and nobody configured.
-    Direct(SocketAddr),
-}
-
-impl Target {
-    pub fn find(
-        worker: &Worker,
-        listener: &Config,
-        destination: SocketAddr,
-        server_name: Option<&str>,
-    ) -> Result<Self, Reason> {
-        if listener.role.is_inbound() {
-            return Ok(Self::Direct(app(listener, destination)));
-        }
-        let snapshot = worker.shared.snapshot.load();
-        let named = || server_name.and_then(|name| snapshot.by_sni(name, destination.port()));
-        if let Some(bound) = snapshot.fixed(&listener.name).or_else(named).or_else(|| snapshot.by_addr(destination)) {
-            return Ok(Self::Service(bound.clone()));
-        }
-        match listener.unknown {
-            // Without a redirect the destination is this listener itself.
-            Unknown::Allow if listener.original_dst => Ok(Self::Direct(destination)),
-            _ => Err(Reason::NotAllowed),
-        }
+pub fn destination(
+    worker: &Worker,
+    listener: &Config,
+    destination: SocketAddr,
+    server_name: Option<&str>,
+) -> Result<Arc<Bound>, Reason> {
+    let snapshot = worker.shared.snapshot.load();
+    if let Some(bound) = snapshot.fixed(&listener.name) {
+        return Ok(bound.clone());
+    }
+    let implied = |kind, address| worker.implied.get(kind, address, Instant::now()).ok_or(Reason::Overload);
+    if listener.role.is_inbound() {
+        return implied(Kind::App, app(listener, destination));
+    }
+    let named = || server_name.and_then(|name| snapshot.by_sni(name, destination.port()));
+    if let Some(bound) = named().or_else(|| snapshot.by_addr(destination)) {
+        return Ok(bound.clone());
+    }
+    match listener.unknown {
+        // Without a redirect the destination is this listener itself.
+        Unknown::Allow if listener.original_dst => implied(Kind::Passthrough, destination),
+        Unknown::Allow | Unknown::Deny => Err(Reason::NotAllowed),
     }
 }
 
 /// Where the pod's app listens for what came to `destination`.
 pub fn app(listener: &Config, destination: SocketAddr) -> SocketAddr {
-    listener.app.unwrap_or_else(|| {
-        let ip = listener.app_ip.unwrap_or(match destination.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-        SocketAddr::new(ip, destination.port())
-    })
+    let ip = listener.app_ip.unwrap_or(destination.ip());
+    listener.app.unwrap_or(SocketAddr::new(ip, destination.port()))
 }
 
-/// The other side of a relayed connection, with what it holds while it lasts.
-pub struct Upstream {
-    pub io: Io,
-    secured: bool,
-}
-
-pub enum Io {
-    Picked(Box<Connected>),
-    Direct(MeshStream),
-}
-
-impl Upstream {
-    pub async fn connect(worker: &Rc<Worker>, target: &Target, client: SocketAddr) -> Result<Self, Reason> {
-        match target {
-            Target::Service(bound) => {
-                let backend = bound.backends.first().and_then(Option::as_ref).ok_or(Reason::NoCluster)?;
-                let connected = tcp::connect(worker, backend, Some(source_hash(client.ip()))).await?;
-                Ok(Self { secured: connected.secured, io: Io::Picked(Box::new(connected)) })
-            }
-            Target::Direct(address) => {
-                let tcp = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-                    Ok(Ok(tcp)) => tcp,
-                    Ok(Err(error)) if super::listener::is_exhausted(&error) => return Err(Reason::Overload),
-                    Ok(Err(_)) => return Err(Reason::ConnectFailed),
-                    Err(_) => return Err(Reason::ConnectTimeout),
-                };
-                crate::sys::sockopt::tune(&tcp);
-                let io = Io::Direct(MeshStream::plain(tcp, Vec::new(), &worker.flusher));
-                Ok(Self { secured: false, io })
-            }
-        }
+pub fn source_hash(ip: IpAddr) -> u64 {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => hash::bytes(&ip.octets()),
+        IpAddr::V6(ip) => hash::bytes(&ip.octets()),
     }
-
-    pub fn stream(&mut self) -> &mut MeshStream {
-        match &mut self.io {
-            Io::Picked(connected) => &mut connected.io,
-            Io::Direct(stream) => stream,
-        }
-    }
-}
-
-fn source_hash(ip: IpAddr) -> u64 {
-    let mut hasher = rustc_hash::FxHasher::default();
-    ip.to_canonical().hash(&mut hasher);
-    hasher.finish()
 }
 
 /// Carries a client's bytes to where they go until both directions have ended.
-pub async fn relay(worker: &Rc<Worker>, conn: &Conn, client: MeshStream, upstream: Result<Upstream, Reason>, watch: impl FnOnce(&Rc<TcpRecord>)) {
-    let picked = match &upstream {
-        Ok(Upstream { io: Io::Picked(connected), .. }) => Some(&connected.picked),
-        _ => None,
-    };
+pub async fn relay(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    mut client: MeshStream,
+    upstream: Result<Connected, Reason>,
+    ticket: &Ticket,
+) {
+    let picked = upstream.as_ref().ok().map(|u| &u.picked);
     let record = Rc::new(TcpRecord {
         role: conn.listener.role,
         listener: conn.listener.name.clone(),
         peer: conn.peer.clone(),
         destination: conn.destination,
-        backend: picked.map(|p| p.backend_id().clone()),
+        backend: picked.map(|p| p.backend().id.clone()),
         endpoint: picked.map(|p| p.endpoint.clone()),
         tls_upstream: upstream.as_ref().is_ok_and(|u| u.secured),
         server_name: conn.server_name.clone(),
         started: Instant::now(),
         sent: Cell::new(0),
         received: Cell::new(0),
+        counted: Cell::default(),
         flags: Flags { reason: upstream.as_ref().err().copied(), ..Flags::default() },
     });
     let report = Report { worker, record: &record };
@@ -149,9 +102,8 @@ pub async fn relay(worker: &Rc<Worker>, conn: &Conn, client: MeshStream, upstrea
         Ok(upstream) => upstream,
         Err(_) => return client.reset_on_close(),
     };
-    watch(&record);
-    let mut client = client;
-    let ends = Ends { near: &mut client, far: upstream.stream() };
+    ticket.watch(&record);
+    let ends = Ends { near: &mut client, far: &mut upstream.io };
     copy(ends, &worker.buffers, &record.received, &record.sent).await;
     drop(report);
 }

@@ -1,6 +1,6 @@
 //! The server's end of mesh mTLS: which hellos are meant for us, and the handshake under the listener's expectation.
 
-use super::counters::Rejected;
+use super::counters::{self, Rejected};
 use crate::worker::Worker;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -83,15 +83,14 @@ impl Terminator {
         clients: &Clients,
         limit: Duration,
     ) -> Option<MeshStream> {
-        let counters = &worker.shared.accept;
         let Some(identity) = &worker.shared.identity else {
-            counters.reject(Rejected::NoIdentity);
+            counters::rejected(Rejected::NoIdentity);
             return None;
         };
         let config = match self.server(identity, clients).and_then(|server| server.config()) {
             Ok(config) => config,
             Err(error) => {
-                counters.reject(Rejected::NoIdentity);
+                counters::rejected(Rejected::NoIdentity);
                 tracing::error!(%error, "mesh TLS cannot be served");
                 return None;
             }
@@ -100,12 +99,12 @@ impl Terminator {
         match tokio::time::timeout(limit, MeshStream::accept(tcp, prefix, Arc::clone(&config), &worker.flusher)).await {
             Ok(Ok(stream)) => Some(stream),
             Ok(Err(error)) => {
-                counters.handshake_failed(error.reason());
+                counters::handshake_failed(error.reason());
                 tracing::info!(?peer, reason = %error.reason(), %error, "mesh handshake failed");
                 None
             }
             Err(_) => {
-                counters.handshake_failed(Reason::Closed);
+                counters::handshake_failed(Reason::Closed);
                 tracing::info!(?peer, "mesh handshake took too long");
                 None
             }

@@ -3,7 +3,6 @@
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -35,7 +34,7 @@ pub fn tune(tcp: &TcpStream) {
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
-/// Makes the close that follows a reset: what was read is not acknowledged, the peer's next call fails.
-pub fn reset_on_close(socket: &impl AsFd) {
-    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+/// Makes the close that follows a reset: the peer's next call fails.
+pub fn reset_on_close(tcp: &TcpStream) {
+    let _ = tcp.set_zero_linger();
 }

@@ -148,6 +148,22 @@ impl Inner {
 
     // Reading.
 
+    pub(super) fn unread(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut all = bytes.to_vec();
+        all.extend_from_slice(self.plain.front());
+        self.plain = Queue { bytes: all, start: 0 };
+    }
+
+    pub(super) fn reset_on_close(&mut self) {
+        let _ = self.tcp.set_zero_linger();
+        self.write_error = self.write_error.or(Some(io::ErrorKind::ConnectionReset));
+        self.pending = Queue::default();
+        self.backlog = Queue::default();
+    }
+
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
