@@ -1,5 +1,5 @@
-//! How the connections of a worker are told to end: politely at a drain, at once when its time is over or a policy no longer
-//! lets them stand. One waker per connection, touched when the worker says so and never per request.
+//! How a worker's connections are told that a drain has begun, so that each can say goodbye in its own protocol: one waker per
+//! connection, touched once and never per request. What must end at once is cut by `accept::live`.
 
 use slab::Slab;
 use std::cell::{Cell, RefCell};
@@ -12,23 +12,7 @@ pub struct Ending(Rc<Inner>);
 #[derive(Default)]
 struct Inner {
     draining: Cell<bool>,
-    connections: RefCell<Slab<Slot>>,
-}
-
-struct Slot {
-    waker: Option<Waker>,
-    killed: Rc<Cell<bool>>,
-    /// What the connection was admitted under; re-checked when configuration changes.
-    tag: Tag,
-}
-
-/// What a live connection was admitted as.
-#[derive(Clone, Debug, Default)]
-pub struct Tag {
-    pub listener: Option<std::sync::Arc<weft_policy::listener::Config>>,
-    pub port: u16,
-    pub mesh: bool,
-    pub peer: Option<std::sync::Arc<crate::telemetry::record::Peer>>,
+    connections: RefCell<Slab<Option<Waker>>>,
 }
 
 impl Ending {
@@ -39,44 +23,16 @@ impl Ending {
     /// Says goodbye on every connection; requests in flight finish.
     pub fn drain(&self) {
         self.0.draining.set(true);
-        self.wake();
-    }
-
-    /// Cuts the connections that `doomed` picks; returns how many.
-    pub fn kill(&self, mut doomed: impl FnMut(&Tag) -> bool) -> usize {
-        let mut count = 0;
-        for (_, slot) in self.0.connections.borrow().iter() {
-            if doomed(&slot.tag) {
-                slot.killed.set(true);
-                count += 1;
-            }
-        }
-        if count > 0 {
-            self.wake();
-        }
-        count
-    }
-
-    pub fn live(&self) -> usize {
-        self.0.connections.borrow().len()
-    }
-
-    fn wake(&self) {
-        for (_, slot) in self.0.connections.borrow().iter() {
-            if let Some(waker) = &slot.waker {
+        for (_, waker) in self.0.connections.borrow().iter() {
+            if let Some(waker) = waker {
                 waker.wake_by_ref();
             }
         }
     }
 
     pub fn register(&self) -> Ticket {
-        self.register_as(Tag::default())
-    }
-
-    pub fn register_as(&self, tag: Tag) -> Ticket {
-        let killed = Rc::new(Cell::new(false));
-        let key = self.0.connections.borrow_mut().insert(Slot { waker: None, killed: killed.clone(), tag });
-        Ticket { ending: self.clone(), key, killed, waiting: false }
+        let key = self.0.connections.borrow_mut().insert(None);
+        Ticket { ending: self.clone(), key, waiting: false }
     }
 }
 
@@ -84,7 +40,6 @@ impl Ending {
 pub struct Ticket {
     ending: Ending,
     key: usize,
-    killed: Rc<Cell<bool>>,
     waiting: bool,
 }
 
@@ -93,15 +48,11 @@ impl Ticket {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.waiting {
             self.waiting = true;
-            if let Some(slot) = self.ending.0.connections.borrow_mut().get_mut(self.key) {
-                slot.waker = Some(cx.waker().clone());
+            if let Some(waker) = self.ending.0.connections.borrow_mut().get_mut(self.key) {
+                *waker = Some(cx.waker().clone());
             }
         }
         self.ending.is_draining()
-    }
-
-    pub fn killed(&self) -> bool {
-        self.killed.get()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::upstream::Pools;
 use crate::upstream::implied::Implied;
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -226,4 +226,6 @@ pub struct Conn {
     pub mesh: bool,
     /// TLS server name, where there was one.
     pub server_name: Option<String>,
+    /// The peer's identity as a header's value, made once.
+    pub xfcc: OnceCell<Option<http::HeaderValue>>,
 }

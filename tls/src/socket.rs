@@ -99,6 +99,16 @@ impl MeshStream {
         Self { inner, flusher: flusher.clone(), info }
     }
 
+    /// Gives back bytes that were read to find out what they are; the next read starts with them.
+    pub fn unread(&mut self, bytes: &[u8]) {
+        self.inner.borrow_mut().unread(bytes);
+    }
+
+    /// Makes the close that follows a reset, so that the peer cannot take a break for an end.
+    pub fn reset_on_close(&self) {
+        let _ = self.inner.borrow().tcp.set_zero_linger();
+    }
+
     pub fn info(&self) -> &ConnInfo {
         &self.info
     }
@@ -122,16 +132,6 @@ impl MeshStream {
 
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.info.local_addr
-    }
-
-    /// Puts back what was read, before anything that was not.
-    pub fn unread(&self, bytes: &[u8]) {
-        self.inner.borrow_mut().unread(bytes);
-    }
-
-    /// Makes the close that follows a reset: whatever was not sent is dropped, and the peer sees a break, not an end.
-    pub fn reset_on_close(&self) {
-        self.inner.borrow_mut().reset_on_close();
     }
 
     /// Accepted but not yet handed to the kernel, in bytes.

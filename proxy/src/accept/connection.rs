@@ -12,6 +12,7 @@ use crate::http::server::{self, HttpKind};
 use crate::telemetry::record::Peer;
 use crate::upstream::tcp::{self, Connected};
 use crate::worker::{Conn, Worker};
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -103,7 +104,7 @@ impl Known {
     fn conn(&self, mesh: bool, server_name: Option<String>, identity: Option<Arc<weft_tls::PeerIdentity>>) -> Rc<Conn> {
         let peer = Arc::new(Peer { addr: self.peer, identity, workload: None });
         let (listener, destination) = (self.door.config(), self.destination);
-        let conn = Rc::new(Conn { listener, peer, destination, mesh, server_name });
+        let conn = Rc::new(Conn { listener, peer, destination, mesh, server_name, xfcc: OnceCell::new() });
         self.ticket.admit(conn.clone());
         conn
     }

@@ -64,7 +64,7 @@ impl Incoming {
     pub fn into_stream(self, flusher: &Flusher) -> MeshStream {
         match self.from {
             From::Tcp(tcp) => MeshStream::plain(tcp, self.prefix, flusher),
-            From::Mesh(stream) => {
+            From::Mesh(mut stream) => {
                 stream.unread(&self.prefix);
                 stream
             }

@@ -20,7 +20,7 @@ use weft_tls::PeerIdentity;
 pub struct Peer {
     pub addr: SocketAddr,
     /// Proven by its certificate.
-    pub identity: Option<PeerIdentity>,
+    pub identity: Option<Arc<PeerIdentity>>,
     /// What it says of itself; the certificate wins.
     pub workload: Option<Workload>,
 }
@@ -102,5 +102,7 @@ pub struct TcpRecord {
     pub started: Instant,
     pub sent: Cell<u64>,
     pub received: Cell<u64>,
+    /// What of `sent` and `received` the counters have already; the recorder's own.
+    pub counted: Cell<(u64, u64)>,
     pub flags: Flags,
 }
