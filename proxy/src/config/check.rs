@@ -276,9 +276,10 @@ pub fn fill_ports(config: &mut ProxyConfig) {
     let owner = ServiceId::new(&config.workload.namespace, "");
     for to in config.listeners.iter_mut().filter_map(|l| l.to.as_mut()).filter(|to| to.port.is_none()) {
         let service = to.resolve(&owner, 0).service;
-        let mut ports = config.services.iter().filter(|s| s.config.id == service);
-        if let (Some(only), None) = (ports.next(), ports.next()) {
-            to.port = Some(only.config.port);
+        let of = config.services.iter().filter(|s| s.config.id == service);
+        let ports: BTreeSet<u16> = of.map(|s| s.config.port).collect();
+        if let (Some(only), 1) = (ports.first(), ports.len()) {
+            to.port = Some(*only);
         }
     }
 }
