@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod admin;
 pub mod config;
+pub mod ending;
 pub mod http;
 pub mod settings;
 pub mod sys;

@@ -4,13 +4,17 @@
 use crate::accept::detect::Learned;
 use crate::config::snapshot::Snapshot;
 use crate::telemetry::Recorder;
+use crate::ending::Ending;
 use crate::upstream::Pools;
+use crate::upstream::implied::Implied;
 use arc_swap::ArcSwap;
-use std::cell::Cell;
+use rustc_hash::FxHashMap;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::sync::watch;
-use weft_policy::listener;
+use weft_policy::id::BackendId;
+use weft_policy::{listener, mirror, retry};
 use weft_policy::meta::Workload;
 use weft_tls::{Flusher, Live};
 
@@ -43,6 +47,13 @@ pub struct Worker {
     pub pools: Pools,
     /// What destinations spoke before, for those whose protocol is not declared.
     pub learned: Learned,
+    /// Says goodbye to this worker's connections.
+    pub ending: Ending,
+    pub implied: Implied,
+    pub mirrors: RefCell<FxHashMap<BackendId, Arc<mirror::State>>>,
+    /// What is retried where no policy says.
+    pub retry_unasked: retry::Config,
+    pub retry_inbound: retry::Config,
     rng: Cell<u64>,
 }
 
@@ -56,6 +67,11 @@ impl Worker {
             flusher,
             pools: Pools::default(),
             learned: Learned::default(),
+            ending: Ending::default(),
+            implied: Implied::default(),
+            mirrors: RefCell::default(),
+            retry_unasked: retry::Config::unasked(),
+            retry_inbound: retry::Config::inbound(),
             rng: Cell::new(seed),
         }
     }
@@ -93,4 +109,6 @@ pub struct Conn {
     pub mesh: bool,
     /// TLS server name, where there was one.
     pub server_name: Option<String>,
+    /// The peer's identity as a header's value, made once.
+    pub xfcc: OnceCell<Option<http::HeaderValue>>,
 }

@@ -71,7 +71,7 @@ impl Identity {
         let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|e| bad(e.to_string()))?;
         let (not_before, not_after) = (parsed.validity().not_before, parsed.validity().not_after);
         let (not_before, not_after) = (at(not_before.timestamp()), at(not_after.timestamp()));
-        let spiffe = San::read(leaf).map_err(|_| bad("its names cannot be read".into()))?.spiffe().ok();
+        let spiffe = San::read(leaf).ok().and_then(|names| names.spiffe().ok());
         let signer = provider.key_provider.load_private_key(key).map_err(|e| TlsError::BadKey(e.to_string()))?;
         let certified = CertifiedKey::new(chain, signer);
         match certified.keys_match() {

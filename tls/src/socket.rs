@@ -99,6 +99,11 @@ impl MeshStream {
         Self { inner, flusher: flusher.clone(), info }
     }
 
+    /// Gives back bytes that were read to find out what they are; the next read starts with them.
+    pub fn unread(&mut self, bytes: &[u8]) {
+        self.inner.borrow_mut().unread(bytes);
+    }
+
     pub fn info(&self) -> &ConnInfo {
         &self.info
     }

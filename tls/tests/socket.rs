@@ -1,4 +1,5 @@
 //! The batching stream over real sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod kit;
 
@@ -81,8 +82,7 @@ async fn echoes(client: MeshStream, server: MeshStream, sizes: &[usize]) {
     assert_eq!(reader.read(&mut [0; 10]).await.unwrap(), 0, "a clean end");
 }
 
-const SIZES: [usize; 14] =
-    [1, 2, 100, 1000, 4096, 16383, 16384, 16385, 20000, 65535, 65536, 65537, 131_073, 1_000_000];
+const SIZES: [usize; 14] = [1, 2, 100, 1000, 4096, 16383, 16384, 16385, 20000, 65535, 65536, 65537, 131_073, 1_000_000];
 
 #[test]
 fn echo_of_many_sizes() {
@@ -366,7 +366,8 @@ fn key_updates_are_followed() {
         let (c, s) = tcp_pair().await;
         let config = mesh_server(&api.load(), Expect::Any, &[]).unwrap();
         let connector = stock_client(&web, &ca.der);
-        let (theirs, ours) = tokio::join!(connector.connect(name(), c), MeshStream::accept(s, vec![], config, &flusher));
+        let (theirs, ours) =
+            tokio::join!(connector.connect(name(), c), MeshStream::accept(s, vec![], config, &flusher));
         spawn_local(echo(ours.unwrap()));
         let mut theirs = theirs.unwrap();
         for round in 0..20_u8 {
@@ -384,7 +385,9 @@ fn key_updates_are_followed() {
 fn garbage_is_refused() {
     on_worker(|flusher| async move {
         let (_, server) = pair();
-        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[22, 3, 1, 0, 5, 1, 0, 0, 1, 9], &[0; 100], &[22, 3, 1, 255, 255]] {
+        for bytes in
+            [&b"GET / HTTP/1.1\r\n\r\n"[..], &[22, 3, 1, 0, 5, 1, 0, 0, 1, 9], &[0; 100], &[22, 3, 1, 255, 255]]
+        {
             let (mut c, s) = tcp_pair().await;
             let config = mesh_server(&server.load(), Expect::Any, &[]).unwrap();
             c.write_all(bytes).await.unwrap();
@@ -394,25 +397,41 @@ fn garbage_is_refused() {
             let reason = result.err().map(|e| e.reason());
             assert!(matches!(reason, Some(Reason::Protocol | Reason::Closed)), "{bytes:?}: {reason:?}");
         }
-        // Broken records later on: an error with a word, and an alert for the peer.
+        // A record broken on the way: an error with a word for us, an alert for the peer, and no panic afterwards.
         let (client, server) = pair();
-        let (c, s) = tcp_pair().await;
-        let (relay_c, relay_s) = tcp_pair().await;
-        let (mut a, mut b) = (s, relay_c);
+        let ((c, mut a), (b, s)) = tokio::join!(tcp_pair(), tcp_pair());
+        let (mut br, mut bw) = b.into_split();
+        let spoil = std::rc::Rc::new(std::cell::Cell::new(false));
+        let spoiling = spoil.clone();
         spawn_local(async move {
-            let _ = tokio::io::copy_bidirectional(&mut a, &mut b).await;
+            let (mut ar, mut aw) = a.split();
+            let there = async {
+                let mut piece = [0; 4096];
+                while let Ok(n @ 1..) = ar.read(&mut piece).await {
+                    if spoiling.get() {
+                        piece[n - 1] ^= 1;
+                    }
+                    bw.write_all(&piece[..n]).await.unwrap();
+                }
+            };
+            let _ = tokio::join!(there, tokio::io::copy(&mut br, &mut aw));
         });
-        let (c, s) = shake_over(c, relay_s, &client, Expect::Any, &server, Expect::Any, &flusher).await;
+        let (c, s) = shake_over(c, s, &client, Expect::Any, &server, Expect::Any, &flusher).await;
         let (mut c, mut s) = (c.unwrap(), s.unwrap());
-        c.write_all(b"fine").await.unwrap();
-        let mut got = [0; 4];
-        s.read_exact(&mut got).await.unwrap();
-        let (mut raw, s2) = tcp_pair().await;
-        raw.write_all(&[23, 3, 3, 0, 40]).await.unwrap();
-        raw.write_all(&[7; 40]).await.unwrap();
-        let config = mesh_server(&server.load(), Expect::Any, &[]).unwrap();
-        let error = MeshStream::accept(s2, vec![], config, &flusher).await.err().unwrap();
-        assert!(matches!(error, HandshakeError::Tls { .. }));
+        spoil.set(true);
+        c.write_all(b"spoilt").await.unwrap();
+        let error = s.read(&mut [0; 10]).await.unwrap_err();
+        assert_eq!(HandshakeError::reason_of(&error), Some(Reason::Protocol));
+        let error = c.read(&mut [0; 10]).await.unwrap_err();
+        assert_eq!(HandshakeError::reason_of(&error), Some(Reason::PeerRefused));
+        for _ in 0..3 {
+            let _ = s.write(b"x").await;
+            let _ = s.flush().await;
+            assert!(s.read(&mut [0; 10]).await.is_err());
+            tokio::task::yield_now().await;
+        }
+        let _ = s.shutdown().await;
+        assert!(s.write_all(b"x").await.is_err());
     });
 }
 

@@ -48,7 +48,7 @@ impl view::FieldsMut for FieldMap {
 }
 
 /// A request's head, its target taken apart.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Head {
     pub method: Method,
     pub version: Version,
@@ -118,8 +118,6 @@ enum Source {
     Full(Option<Bytes>),
     Wire(Wire),
     Replay(super::body::replay::Replay),
-    /// A head of known bytes, then trailers (a gRPC answer of the proxy's own uses none of this, echo tests do).
-    Broken(BodyError),
 }
 
 /// A body stream. One concrete type, so no request pays for boxing what it does not use.
@@ -136,7 +134,6 @@ impl std::fmt::Debug for Body {
             Source::Full(_) => "full",
             Source::Wire(_) => "wire",
             Source::Replay(_) => "replay",
-            Source::Broken(_) => "broken",
         };
         write!(f, "Body({source})")
     }
@@ -165,10 +162,6 @@ impl Body {
         Self::of(Source::Replay(replay))
     }
 
-    pub fn broken(error: BodyError) -> Self {
-        Self::of(Source::Broken(error))
-    }
-
     pub fn watched(mut self, watch: Box<dyn Watch>) -> Self {
         debug_assert!(self.watch.is_none(), "one watch per body");
         self.watch = Some(watch);
@@ -191,7 +184,6 @@ impl Body {
             Source::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Source::Wire(wire) => wire.poll_frame(cx),
             Source::Replay(replay) => replay.poll_frame(cx),
-            Source::Broken(error) => Poll::Ready(Some(Err(*error))),
         }
     }
 }
@@ -256,7 +248,6 @@ impl http_body::Body for Body {
             // A watch has to see the end, so it is always polled for.
             Source::Wire(wire) => self.watch.is_none() && http_body::Body::is_end_stream(wire),
             Source::Replay(replay) => replay.is_end_stream(),
-            Source::Broken(_) => false,
         }
     }
 
@@ -266,7 +257,6 @@ impl http_body::Body for Body {
             Source::Full(bytes) => http_body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Source::Wire(wire) => http_body::Body::size_hint(wire),
             Source::Replay(replay) => replay.size_hint(),
-            Source::Broken(_) => http_body::SizeHint::default(),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
-use crate::worker::Ending;
+use crate::worker::Worker;
 use bytes::Bytes;
 use http::Version;
 use http::uri::PathAndQuery;
@@ -132,7 +132,7 @@ fn give_reply(reply: Reply) -> hyper::Response<Body> {
 }
 
 /// Serves HTTP/1 on a connection until it ends, or leaves HTTP.
-pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, ending: &Ending, service: S) {
+pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
     let control = Rc::new(Control::default());
     let tunnel: Rc<RefCell<Option<Upgrade>>> = Rc::default();
     let gate = Gate::new(io, control.clone(), *limits);
@@ -166,27 +166,21 @@ pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, ending: &End
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(gate), service);
     let mut told = false;
-    let mut ticket = ending.register();
-    let ended = poll_fn(|cx| {
+    let mut ticket = worker.ending.register();
+    let _ = poll_fn(|cx| {
         if ticket.poll(cx) && !told {
             told = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
-        if ticket.killed() {
-            return Poll::Ready(None);
-        }
-        connection.poll_without_shutdown(cx).map(Some)
+        connection.poll_without_shutdown(cx)
     })
     .await;
-    if ended.is_none() {
-        return;
-    }
     let parts = connection.into_parts();
     let mut io = parts.io.into_inner().into_inner();
     let upgrade = tunnel.borrow_mut().take();
     if let Some(upgrade) = upgrade {
         if let Some(far) = upgrade.ready().await {
-            crate::accept::stream::relay_tunnel(Tunnel { io, read: parts.read_buf }, far, &ticket).await;
+            crate::accept::stream::relay_tunnel(worker, Tunnel { io, read: parts.read_buf }, far, &ticket).await;
         }
         return;
     }
@@ -199,7 +193,7 @@ pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, ending: &End
 }
 
 /// Serves HTTP/2 on a connection until it ends.
-pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, ending: &Ending, service: S) {
+pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let served = service.serve(take_request(request));
         async move {
@@ -227,14 +221,11 @@ pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, en
             .serve_connection(TokioIo::new(io), service)
     );
     let mut told = false;
-    let mut ticket = ending.register();
+    let mut ticket = worker.ending.register();
     poll_fn(|cx| {
         if ticket.poll(cx) && !told {
             told = true;
             connection.as_mut().graceful_shutdown();
-        }
-        if ticket.killed() {
-            return Poll::Ready(());
         }
         connection.as_mut().poll(cx).map(|_| ())
     })

@@ -86,6 +86,8 @@ pub(super) struct Inner {
     write_error: Option<io::ErrorKind>,
     closing: bool,
     said_goodbye: bool,
+    /// The session failed and must not be touched again; only its alert may still go out.
+    dead: bool,
 }
 
 enum End {
@@ -112,6 +114,7 @@ impl Inner {
             write_error: None,
             closing: false,
             said_goodbye: false,
+            dead: false,
         }
     }
 
@@ -147,6 +150,12 @@ impl Inner {
     }
 
     // Reading.
+
+    pub(super) fn unread(&mut self, bytes: &[u8]) {
+        let mut bytes = bytes.to_vec();
+        bytes.extend_from_slice(self.plain.front());
+        self.plain = Queue { bytes, start: 0 };
+    }
 
     pub(super) fn poll_read(
         &mut self,
@@ -285,6 +294,7 @@ impl Inner {
                 Ok(())
             }
             Err(error) => {
+                self.dead = true;
                 self.session.last_words(bytes.get_mut(consumed..).unwrap_or_default(), &mut out);
                 Err(io::Error::new(io::ErrorKind::InvalidData, HandshakeError::from(error)))
             }
@@ -401,6 +411,10 @@ impl Inner {
 
     /// Encrypts one chunk, the caller's or the pending one's, and sends it.
     fn seal(&mut self, bytes: Option<&[u8]>, worker: &Worker) {
+        if self.dead {
+            self.write_error = Some(io::ErrorKind::ConnectionAborted);
+            return;
+        }
         let mut out = worker.take_out();
         let own = bytes.is_none();
         let queue = std::mem::take(&mut self.pending);
@@ -422,7 +436,10 @@ impl Inner {
                 let written = self.send(out.filled(), worker);
                 self.backlog.push(out.filled().get(written..).unwrap_or_default());
             }
-            Err(_) => self.write_error = Some(io::ErrorKind::ConnectionAborted),
+            Err(_) => {
+                self.dead = true;
+                self.write_error = Some(io::ErrorKind::ConnectionAborted);
+            }
         }
         worker.give_out(out);
     }
@@ -485,7 +502,7 @@ impl Inner {
         self.failed()?;
         if self.buffered() == 0 && !self.said_goodbye {
             self.said_goodbye = true;
-            if self.is_tls() {
+            if self.is_tls() && !self.dead {
                 let mut out = worker.take_out();
                 let plain = &mut self.plain;
                 let (consumed, _) =

@@ -119,16 +119,16 @@ impl Session {
         }
     }
 
-    /// The alert rustls wants to send after an error.
+    /// The alert rustls wants to send after an error. Nothing may be pumped after that: rustls would look at the same
+    /// bad bytes again and panic over a second alert. It looks at input only when it has nothing left to send.
     pub(super) fn last_words(&mut self, incoming: &mut [u8], out: &mut Out) {
-        // The error comes back once the alert is out; a handful of turns is more than it ever takes.
-        for _ in 0..4 {
-            let (discard, step) = match self {
+        while self.common().is_some_and(CommonState::wants_write) {
+            let (_, step) = match self {
                 Self::Plain => return,
                 Self::Server(c) => step(c.process_tls_records(incoming), Send::Nothing, out, &mut |_: &[u8]| {}),
                 Self::Client(c) => step(c.process_tls_records(incoming), Send::Nothing, out, &mut |_: &[u8]| {}),
             };
-            if discard > 0 || !matches!(step, Ok(Step::Again)) {
+            if step.is_err() {
                 return;
             }
         }

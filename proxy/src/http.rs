@@ -1,0 +1,15 @@
+//! HTTP: the request path and what is directly under it.
+
+pub mod attempt;
+pub mod body;
+pub mod exchange;
+pub mod flight;
+pub mod flood;
+pub mod gate;
+pub mod hyper_driver;
+pub mod inbound;
+pub mod mirror;
+pub mod normalise;
+pub mod outbound;
+pub mod reject;
+pub mod server;

@@ -1,0 +1,326 @@
+//! One request, as many attempts as its policies allow.
+//!
+//! Once per request: the budget's deposit, the breaker's request permit. Per attempt, in this order: pick, connection (with
+//! the breaker's connection and pending caps), send, classify, feedback to balancer and outlier detector. Between attempts:
+//! the retry policy, then budget and breaker for the retry, then the pause. No attempt follows once a response head has been
+//! handed on.
+
+use super::body::replay::Replayable;
+use super::exchange::{Body, BodyError, Head, Reply, Request};
+use super::flight::{Flight, Held};
+use super::hyper_driver::SendFailed;
+use super::normalise::ATTEMPT_COUNT;
+use super::reject::GRPC_STATUS;
+use crate::telemetry::record::Attempt;
+use crate::upstream::dial::Inside;
+use crate::upstream::pick::{Picked, pick};
+use crate::upstream::pool::{Lease, lease};
+use crate::worker::{Conn, Worker};
+use http::HeaderValue;
+use smallvec::SmallVec;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use weft_policy::backend::{self, Backend};
+use weft_policy::breaker::RequestPermit;
+use weft_policy::budget::{self, Refused};
+use weft_policy::outlier::Signal;
+use weft_policy::reason::Reason;
+use weft_policy::retry::{self, Decision, Outcome};
+
+/// What the request path decided before the first attempt.
+pub struct Plan<'a> {
+    pub worker: &'a Rc<Worker>,
+    pub conn: &'a Conn,
+    pub backend: Arc<Backend>,
+    pub retry: &'a retry::Config,
+    pub deadline: Option<Instant>,
+    pub idle: Option<Duration>,
+    pub hash: Option<u64>,
+    /// The app that sent the request spoke HTTP/2.
+    pub http2: bool,
+    /// CONNECT or Upgrade: needs a connection that can leave HTTP.
+    pub leaving: bool,
+}
+
+/// No answer to hand on.
+pub struct Failed {
+    pub reason: Reason,
+    pub retried: bool,
+}
+
+/// Tries until there is an answer worth handing on, or no more may be tried.
+pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -> Result<(Reply, Held), Failed> {
+    let (worker, backend) = (plan.worker, &plan.backend);
+    let fail = |reason, retried: u32| Failed { reason, retried: retried > 0 };
+    let replay = (!body.is_empty()).then(|| Replayable::new(body, stall_limit(&head, plan)));
+    backend.budget.deposit(Instant::now());
+    let permit = RequestPermit::take(backend).ok_or(fail(Reason::Overflow, 0))?;
+    let mut head = Some(head);
+    let mut tried: SmallVec<[usize; 4]> = SmallVec::new();
+    let mut retried = 0;
+    let mut stale = 0;
+    let mut retrying = None;
+    loop {
+        let Some(mut this_head) = head.take() else { return Err(fail(Reason::Internal, retried)) };
+        this_head.fields.0.insert(ATTEMPT_COUNT, HeaderValue::from(retried + 1));
+        let avoid: &[usize] = if plan.retry.avoid_previous_hosts { &tried } else { &[] };
+        let mut attempt = OneAttempt { head: None, picked: None };
+        let started = Instant::now();
+        let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);
+        let sent = limit.run(once(plan, flight, this_head, replay.as_ref(), avoid, retried, &mut attempt)).await;
+        drop(retrying.take());
+        head = attempt.head;
+        let mut picked = attempt.picked;
+        if let Some(picked) = &picked {
+            tried.push(picked.index);
+        }
+        let ended = Instant::now();
+        let (outcome, reason, signal) = match &sent {
+            Ok(Ok((reply, _))) => {
+                let (outcome, signal) = classify(reply, flight.asker.grpc);
+                (outcome, None, signal)
+            }
+            Ok(Err(failed)) => {
+                if let Some(error) = replay.as_ref().and_then(Replayable::client_failed) {
+                    // It was the client that broke off; the endpoint is not to blame.
+                    let reason = if error == BodyError::Idle { Reason::ClientTimeout } else { Reason::ClientGone };
+                    return Err(fail(reason, retried));
+                }
+                (outcome_of(failed), Some(failed.reason), signal_of(failed.reason))
+            }
+            Err(Reason::RequestTimeout) => {
+                if let Some(picked) = &mut picked {
+                    picked.tell(Signal::Timeout, ended);
+                    note_attempt(flight, picked, started, ended, None, true);
+                }
+                return Err(fail(Reason::RequestTimeout, retried));
+            }
+            Err(reason) => (Outcome::PerTryTimeout, Some(*reason), Signal::Timeout),
+        };
+        // A kept connection that the endpoint had closed: nothing was sent, nothing was learned, nothing is counted.
+        if let Ok(Err(SendFailed { request: Some(request), reason: Reason::UpstreamClosed, .. })) = sent {
+            stale += 1;
+            if stale <= 16 {
+                head = Some(request.head);
+                tried.pop();
+                continue;
+            }
+            return Err(fail(Reason::UpstreamClosed, retried));
+        }
+        let await_trailers = flight.asker.grpc && matches!(outcome, Outcome::Response { grpc_status: None, status: 200, .. });
+        if let Some(picked) = &mut picked {
+            if !await_trailers {
+                picked.tell(signal, ended);
+            }
+            let status = match (&sent, outcome) {
+                (Ok(Ok(_)), Outcome::Response { status, .. }) => http::StatusCode::from_u16(status).ok(),
+                _ => None,
+            };
+            let secured = !matches!(&sent, Ok(Ok((_, lease))) if !lease.secured);
+            note_attempt(flight, picked, started, ended, status, secured);
+        }
+        let wants = match plan.leaving && reason.is_none() {
+            true => Decision::No,
+            false => plan.retry.decide(&outcome, retried),
+        };
+        let may = wants == Decision::Retry && head.is_some() && {
+            let repeatable = replay.as_ref().is_none_or(Replayable::can_repeat);
+            if !repeatable {
+                flight.record.note = Some("not retried: the body is larger than the replay buffer");
+            }
+            repeatable
+        };
+        if may {
+            match budget::retry(backend, ended) {
+                Ok(permit) => {
+                    retrying = Some(permit);
+                    retried += 1;
+                    drop(sent);
+                    drop(picked);
+                    let pause = plan.retry.backoff.pause(retried, worker.random());
+                    let wake = ended + pause;
+                    if plan.deadline.is_some_and(|at| wake >= at) {
+                        sleep_until(plan.deadline.unwrap_or(wake)).await;
+                        return Err(fail(Reason::RequestTimeout, retried));
+                    }
+                    if !pause.is_zero() {
+                        sleep_until(wake).await;
+                    }
+                    continue;
+                }
+                Err(Refused::Budget) => flight.record.note = Some("not retried: the retry budget is spent"),
+                Err(Refused::Breaker) => flight.record.note = Some("not retried: the breaker allows no more retries"),
+            }
+        }
+        flight.record.flags.retries_exhausted = wants == Decision::Exhausted;
+        return match (sent, picked) {
+            (Ok(Ok((reply, lease))), Some(picked)) => {
+                if let Some(replay) = &replay {
+                    super::mirror::settle(replay);
+                }
+                Ok((
+                    reply,
+                    Held {
+                        lease: Some(lease),
+                        picked,
+                        permit,
+                        replay,
+                        deadline: plan.deadline,
+                        idle: plan.idle,
+                        timer: None,
+                        last: ended,
+                        await_trailers,
+                    },
+                ))
+            }
+            _ => Err(fail(reason.unwrap_or(Reason::Internal), retried)),
+        };
+    }
+}
+
+/// What an attempt leaves behind, whether it was finished or cut off.
+struct OneAttempt {
+    /// The head, where another attempt could need it.
+    head: Option<Head>,
+    picked: Option<Picked>,
+}
+
+async fn once(
+    plan: &Plan<'_>,
+    flight: &Flight,
+    mut head: Head,
+    replay: Option<&Replayable>,
+    avoid: &[usize],
+    retried: u32,
+    left: &mut OneAttempt,
+) -> Result<(Reply, Lease), SendFailed> {
+    let unprocessed = |reason| SendFailed::new(reason, true);
+    let picked = match pick(plan.worker, &plan.backend, plan.hash, avoid).await {
+        Ok(picked) => picked,
+        Err(reason) => return Err(unprocessed(reason)),
+    };
+    let endpoint = picked.endpoint.clone();
+    left.picked = Some(picked);
+    let inside = inside(plan, flight, &endpoint);
+    // Until it is sent, the head is there for the next attempt; behind a copy where even then it may be needed again.
+    left.head = Some(head);
+    let leased = lease(plan.worker, &plan.backend, &endpoint, inside, &plan.conn.listener.limits).await;
+    let mut lease = leased.map_err(unprocessed)?;
+    let Some(kept) = left.head.take() else { return Err(unprocessed(Reason::Internal)) };
+    head = kept;
+    let again = lease.is_shared() || plan.retry.attempts > 0 && !plan.retry.on.is_empty();
+    if again && retried < plan.retry.attempts {
+        left.head = Some(head.clone());
+    }
+    flight.record.trace.inject(&mut head.fields, span_of(plan.worker), plan.worker.shared.b3());
+    let body = replay.map_or_else(Body::empty, Replayable::attempt);
+    let reply = lease.sender.send(Request { head, body }, plan.leaving).await?;
+    Ok((reply, lease))
+}
+
+fn span_of(worker: &Worker) -> [u8; 8] {
+    (worker.random() | 1).to_be_bytes()
+}
+
+/// What travels to this endpoint: HTTP/2 in the mesh, and otherwise what the app spoke, unless the backend says.
+fn inside(plan: &Plan<'_>, flight: &Flight, endpoint: &weft_policy::endpoint::Endpoint) -> Inside {
+    let config = plan.backend.config.load();
+    let mesh = match &config.tls {
+        weft_policy::mtls::UpstreamTls::Auto => endpoint.identity.is_some(),
+        weft_policy::mtls::UpstreamTls::Mesh(_) => true,
+        _ => false,
+    };
+    match config.http {
+        _ if plan.leaving => Inside::Http1,
+        backend::Http::Http1 => Inside::Http1,
+        backend::Http::Http2 => Inside::Http2,
+        backend::Http::Auto if mesh || plan.http2 || flight.asker.grpc => Inside::Http2,
+        backend::Http::Auto => Inside::Http1,
+    }
+}
+
+fn classify(reply: &Reply, grpc: bool) -> (Outcome, Signal) {
+    let fields = &reply.fields.0;
+    let grpc_status = match grpc {
+        true => fields.get(GRPC_STATUS).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok()),
+        false => None,
+    };
+    let status = reply.status.as_u16();
+    let outcome = Outcome::Response { status, grpc_status, ratelimited: fields.contains_key("x-envoy-ratelimited") };
+    let signal = match grpc_status {
+        Some(code) if status == 200 => Signal::Grpc(code),
+        _ => Signal::Status(status),
+    };
+    (outcome, signal)
+}
+
+fn outcome_of(failed: &SendFailed) -> Outcome {
+    match failed.reason {
+        Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => Outcome::ConnectFailed,
+        Reason::Overflow | Reason::NoHealthyUpstream => Outcome::Overflow,
+        Reason::RefusedStream => Outcome::RefusedStream,
+        Reason::UpstreamProtocol => Outcome::ProtocolError,
+        _ => Outcome::Reset { before_request_bytes: failed.unprocessed },
+    }
+}
+
+fn signal_of(reason: Reason) -> Signal {
+    match reason {
+        Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => Signal::ConnectFailed,
+        Reason::UpstreamClosed | Reason::UpstreamReset | Reason::UpstreamProtocol => Signal::Reset,
+        Reason::PerTryTimeout => Signal::Timeout,
+        // Refused streams are a goodbye, and overflow is our own doing.
+        _ => Signal::Nothing,
+    }
+}
+
+fn note_attempt(
+    flight: &mut Flight,
+    picked: &Picked,
+    started: Instant,
+    ended: Instant,
+    status: Option<http::StatusCode>,
+    tls: bool,
+) {
+    let span = span_of(&flight.worker);
+    let endpoint = picked.endpoint.clone();
+    flight.record.attempts.push(Attempt { endpoint, started, ended, status, span, tls });
+}
+
+/// How long a client may owe bytes it has announced; streams owe nothing.
+fn stall_limit(head: &Head, plan: &Plan<'_>) -> Option<Duration> {
+    let announced = head.fields.0.contains_key(http::header::CONTENT_LENGTH);
+    let limit = plan.conn.listener.limits.body_idle;
+    (announced && !limit.is_zero()).then_some(limit)
+}
+
+/// The nearer of the attempt's and the request's limit.
+enum Limit {
+    None,
+    At(Instant, Reason),
+}
+
+impl Limit {
+    fn new(started: Instant, per_try: Option<Duration>, deadline: Option<Instant>) -> Self {
+        let try_ends = per_try.map(|limit| started + limit);
+        match (try_ends, deadline) {
+            (Some(at), Some(deadline)) if at < deadline => Limit::At(at, Reason::PerTryTimeout),
+            (Some(at), None) => Limit::At(at, Reason::PerTryTimeout),
+            (_, Some(deadline)) => Limit::At(deadline, Reason::RequestTimeout),
+            (None, None) => Limit::None,
+        }
+    }
+
+    async fn run<F: Future>(self, future: F) -> Result<F::Output, Reason> {
+        match self {
+            Limit::None => Ok(future.await),
+            Limit::At(at, reason) => tokio::time::timeout_at(at.into(), future).await.map_err(|_| reason),
+        }
+    }
+}
+
+async fn sleep_until(at: Instant) {
+    tokio::time::sleep_until(at.into()).await;
+}

@@ -1,0 +1,3 @@
+//! What wraps a body on its way.
+
+pub mod replay;

@@ -1,0 +1,237 @@
+//! One request in flight: its record, and the guards that end with it. Whatever happens, it is reported exactly once.
+
+use super::body::replay::Replayable;
+use super::exchange::{Body, BodyError, Head, Reply, Watch};
+use super::hyper_driver::Served;
+use super::reject::{self, Asker, GRPC_STATUS};
+use crate::telemetry::record::{Proto, Record};
+use crate::telemetry::trace::Trace;
+use crate::upstream::Lease;
+use crate::upstream::pick::Picked;
+use crate::worker::{Conn, Worker};
+use http::{HeaderMap, StatusCode, Version};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
+use weft_policy::breaker::RequestPermit;
+use weft_policy::outlier::Signal;
+use weft_policy::reason::{Flags, Reason};
+use weft_policy::view::is_grpc;
+
+pub struct Flight {
+    pub worker: Rc<Worker>,
+    pub record: Record,
+    pub asker: Asker,
+    reported: bool,
+}
+
+impl Flight {
+    /// From a head as the client sent it.
+    pub fn begin(worker: &Rc<Worker>, conn: &Conn, head: &Head) -> Self {
+        let http2 = head.version == Version::HTTP_2;
+        let grpc = head.fields.0.get(http::header::CONTENT_TYPE).is_some_and(|v| is_grpc(v.as_bytes()));
+        let proto = match (grpc, http2) {
+            (true, _) => Proto::Grpc,
+            (false, true) => Proto::Http2,
+            (false, false) => Proto::Http1,
+        };
+        let trace = Trace::start(&head.fields, || worker.random(), worker.shared.sampling());
+        Self {
+            worker: worker.clone(),
+            record: Record {
+                role: conn.listener.role,
+                listener: conn.listener.name.clone(),
+                peer: conn.peer.clone(),
+                destination: conn.destination,
+                proto,
+                method: head.method.clone(),
+                authority: head.authority.clone(),
+                path: head.path.clone(),
+                request_id: None,
+                user_agent: head.fields.0.get(http::header::USER_AGENT).cloned(),
+                trace,
+                service: None,
+                route: None,
+                backend: None,
+                attempts: Default::default(),
+                started: Instant::now(),
+                head_sent: None,
+                status: StatusCode::OK,
+                grpc_status: None,
+                flags: Flags::default(),
+                note: None,
+                request_bytes: 0,
+                response_bytes: 0,
+                upgraded: false,
+            },
+            asker: Asker { grpc, mesh: conn.mesh, http2 },
+            reported: false,
+        }
+    }
+
+    fn report(&mut self) {
+        if !std::mem::replace(&mut self.reported, true) {
+            self.worker.recorder.finish(&self.record);
+        }
+    }
+
+    /// Answers by itself.
+    pub fn reject(mut self, reason: Reason, retried: bool) -> Served {
+        if reason == Reason::ClientGone {
+            self.record.flags.reason = Some(reason);
+            return Served::Cut;
+        }
+        self.record.flags.reason = Some(reason);
+        let reply = reject::reply(reason, retried, self.asker);
+        self.answer(reply, None)
+    }
+
+    /// Sends an answer and stays with it to its end.
+    pub fn answer(mut self, mut reply: Reply, held: Option<Held>) -> Served {
+        self.record.status = reply.status;
+        self.record.head_sent = Some(Instant::now());
+        if let Some(status) = reply.fields.0.get(GRPC_STATUS) {
+            self.record.grpc_status = status.to_str().ok().and_then(|v| v.parse().ok());
+        }
+        let finish = Finish { flight: self, held };
+        if reply.body.is_empty() {
+            finish.done();
+        } else {
+            let body = std::mem::replace(&mut reply.body, Body::empty());
+            reply.body = body.watched(Box::new(finish));
+        }
+        Served::Reply(Box::new(reply))
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if !self.reported {
+            // The client went away: its connection's driver dropped what was being made for it.
+            if self.record.head_sent.is_none() {
+                self.record.status = StatusCode::from_u16(499).unwrap_or_default();
+            }
+            self.record.flags.reason.get_or_insert(Reason::ClientGone);
+            self.report();
+        }
+    }
+}
+
+/// What an answer from upstream holds until its last byte.
+pub struct Held {
+    pub lease: Option<Lease>,
+    pub picked: Picked,
+    pub permit: RequestPermit,
+    pub replay: Option<Replayable>,
+    /// When the whole exchange must be over.
+    pub deadline: Option<Instant>,
+    pub idle: Option<Duration>,
+    pub timer: Option<Pin<Box<Sleep>>>,
+    pub last: Instant,
+    /// The endpoint is judged by the trailers, which are not here yet.
+    pub await_trailers: bool,
+}
+
+struct Finish {
+    flight: Flight,
+    held: Option<Held>,
+}
+
+impl Finish {
+    /// The response ended cleanly.
+    fn done(mut self) {
+        self.clean();
+    }
+
+    fn clean(&mut self) {
+        if let Some(mut held) = self.held.take() {
+            self.flight.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
+            if held.await_trailers {
+                held.picked.tell(Signal::Reset, Instant::now());
+            }
+            // A response that ended before its request leaves a connection that nobody else may use.
+            let whole = held.replay.as_ref().is_none_or(Replayable::ended);
+            if let Some(lease) = held.lease.take().filter(|_| whole) {
+                lease.reuse();
+            }
+        }
+        self.flight.report();
+    }
+}
+
+impl Watch for Finish {
+    fn data(&mut self, bytes: usize) {
+        self.flight.record.response_bytes += bytes as u64;
+        if let Some(held) = &mut self.held
+            && held.idle.is_some()
+        {
+            held.last = Instant::now();
+        }
+    }
+
+    fn trailers(&mut self, fields: &HeaderMap) {
+        let Some(status) = fields.get(GRPC_STATUS) else { return };
+        let status = status.to_str().ok().and_then(|v| v.parse().ok());
+        self.flight.record.grpc_status = status;
+        if let (Some(held), Some(status)) = (&mut self.held, status)
+            && std::mem::take(&mut held.await_trailers)
+        {
+            held.picked.tell(Signal::Grpc(status), Instant::now());
+        }
+    }
+
+    fn end(&mut self, result: Result<(), BodyError>) {
+        match result {
+            Ok(()) => self.clean(),
+            Err(error) => {
+                let reason = match error {
+                    BodyError::Broken => Reason::UpstreamBroken,
+                    BodyError::Deadline => Reason::RequestTimeout,
+                    BodyError::Idle => Reason::StreamIdle,
+                    BodyError::Ended => Reason::Draining,
+                };
+                self.flight.record.flags.reason = Some(reason);
+                if let Some(mut held) = self.held.take() {
+                    self.flight.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
+                    held.picked.tell(Signal::Reset, Instant::now());
+                }
+                self.flight.report();
+            }
+        }
+    }
+
+    fn poll_limit(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let Some(held) = &mut self.held else { return Poll::Pending };
+        let quiet = held.idle.map(|idle| held.last + idle);
+        let Some(due) = [held.deadline, quiet].into_iter().flatten().min() else { return Poll::Pending };
+        loop {
+            let timer = held.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
+            if timer.deadline() > due.into() {
+                timer.as_mut().reset(due.into());
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            if held.deadline.is_some_and(|at| now >= at) {
+                return Poll::Ready(BodyError::Deadline);
+            }
+            if quiet.is_some_and(|at| now >= at) {
+                return Poll::Ready(BodyError::Idle);
+            }
+            timer.as_mut().reset(due.into());
+        }
+    }
+}
+
+impl Drop for Finish {
+    /// The receiver went away in the middle.
+    fn drop(&mut self) {
+        if let Some(held) = &self.held {
+            self.flight.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
+        }
+    }
+}

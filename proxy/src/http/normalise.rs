@@ -1,0 +1,326 @@
+//! The first thing that happens to a request: one reading of it is chosen, and everything after sees only that.
+//!
+//! The target becomes a checked authority and a canonical path. Fields that belong to one connection are removed, those a
+//! client nominates in `Connection` first, so that it cannot have ours removed. Fields that only a proxy of the mesh may set
+//! are removed unless a verified peer sent them.
+
+use super::exchange::{FieldMap, Head};
+use http::header::{CONNECTION, HOST, TE, UPGRADE};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use smallvec::SmallVec;
+use weft_policy::path;
+use weft_policy::reason::Reason;
+
+pub const HOPS: HeaderName = HeaderName::from_static("x-mesh-hops");
+/// Told from sidecar to sidecar: the app spoke HTTP/2.
+pub const SPOKEN: HeaderName = HeaderName::from_static("x-mesh-http2");
+pub const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+pub const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+pub const L5D_CLIENT: HeaderName = HeaderName::from_static("l5d-client-id");
+
+/// A chain of calls through apps that copy every header is shorter; a loop is not.
+const MAX_HOPS: u32 = 64;
+
+/// What the request asked for besides.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// The value of `Upgrade`, or CONNECT.
+    pub leaving: bool,
+    pub upgrade: Option<HeaderValue>,
+    /// The client's app spoke HTTP/2 (first hand, or told by a verified peer).
+    pub http2: bool,
+}
+
+/// `trusted`: a verified peer of the mesh, whose proxy ran this already.
+pub fn request(head: &mut Head, trusted: bool) -> Result<Asked, Reason> {
+    authority(head)?;
+    target(head)?;
+    let mut asked = Asked { http2: head.version == Version::HTTP_2, ..Asked::default() };
+    asked.leaving = head.method == Method::CONNECT;
+    if head.version != Version::HTTP_2 {
+        asked.upgrade = wanted_upgrade(&head.fields.0);
+        asked.leaving |= asked.upgrade.is_some();
+    }
+    if trusted && head.fields.0.remove(SPOKEN).is_some() {
+        asked.http2 = true;
+    } else if trusted {
+        asked.http2 = false;
+    }
+    strip(&mut head.fields.0, trusted);
+    hops(&mut head.fields)?;
+    Ok(asked)
+}
+
+fn authority(head: &mut Head) -> Result<(), Reason> {
+    let fields = &mut head.fields.0;
+    let mut hosts = fields.get_all(HOST).iter();
+    let host = hosts.next().cloned();
+    if hosts.next().is_some() {
+        return Err(Reason::Malformed);
+    }
+    match (&head.authority, host) {
+        (Some(authority), Some(host)) => {
+            // HTTP/1: an absolute target overrules Host. HTTP/2: the two must agree.
+            if head.version == Version::HTTP_2 && !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) {
+                return Err(Reason::Malformed);
+            }
+            fields.remove(HOST);
+        }
+        (None, Some(host)) => {
+            fields.remove(HOST);
+            if !host.is_empty() {
+                head.authority = Some(Authority::from_maybe_shared(bytes_of(&host)).map_err(|_| Reason::Malformed)?);
+            }
+        }
+        (Some(_), None) => {}
+        (None, None) if head.version >= Version::HTTP_11 => return Err(Reason::Malformed),
+        (None, None) => {}
+    }
+    if let Some(authority) = &head.authority {
+        let text = authority.as_str();
+        let port_text = text.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map(|(_, port)| port);
+        let bad_port = port_text.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..)));
+        if text.contains('@') || bad_port || authority.host().is_empty() {
+            return Err(Reason::Malformed);
+        }
+    }
+    Ok(())
+}
+
+fn bytes_of(value: &HeaderValue) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(value.as_bytes())
+}
+
+fn target(head: &mut Head) -> Result<(), Reason> {
+    if head.asterisk {
+        return if head.method == Method::OPTIONS { Ok(()) } else { Err(Reason::Malformed) };
+    }
+    if head.method == Method::CONNECT {
+        return if head.authority.as_ref().is_some_and(|a| a.port_u16().is_some()) { Ok(()) } else { Err(Reason::Malformed) };
+    }
+    let text = head.path.as_str();
+    let target = path::parse(text).map_err(|_| Reason::Malformed)?;
+    let unchanged = target.path.len() == head.path.path().len()
+        && matches!(target.path, std::borrow::Cow::Borrowed(_))
+        && target.query == head.path.query();
+    if !unchanged {
+        let canonical = match target.query {
+            Some(query) => format!("{}?{query}", target.path),
+            None => target.path.into_owned(),
+        };
+        head.path = PathAndQuery::from_maybe_shared(bytes::Bytes::from(canonical)).map_err(|_| Reason::Malformed)?;
+    }
+    Ok(())
+}
+
+/// The protocol a request wants to go on with. `h2c` is not one: nobody who means it needs the upgrade dance here.
+fn wanted_upgrade(fields: &HeaderMap) -> Option<HeaderValue> {
+    let upgrade = fields.get(UPGRADE)?;
+    let nominated = fields.get_all(CONNECTION).iter().any(|v| nominates(v, b"upgrade"));
+    let h2c = upgrade.as_bytes().get(..3).is_some_and(|v| v.eq_ignore_ascii_case(b"h2c"));
+    (nominated && !h2c).then(|| upgrade.clone())
+}
+
+fn nominates(value: &HeaderValue, name: &[u8]) -> bool {
+    value.as_bytes().split(|b| *b == b',').any(|v| v.trim_ascii().eq_ignore_ascii_case(name))
+}
+
+/// Whether a field is never passed on, whoever sent it.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "te" | "expect" | "http2-settings"
+    )
+}
+
+/// Whether a field is one of those that only proxies of the mesh set. `_` counts as `-`: too many apps cannot tell them apart.
+fn is_ours(name: &str) -> bool {
+    let starts = |prefix: &str| {
+        name.len() >= prefix.len()
+            && name.bytes().zip(prefix.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    };
+    if !name.starts_with('x') && !name.starts_with('l') {
+        return false;
+    }
+    (starts("x-envoy-") || starts("x-mesh-") || starts("x-forwarded-client-cert") || starts("l5d-")) && name != "x-mesh-hops"
+}
+
+fn strip(fields: &mut HeaderMap, trusted: bool) {
+    let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
+    let mut nominated = false;
+    let mut trailers_welcome = false;
+    for (name, value) in fields.iter() {
+        let text = name.as_str();
+        if is_hop_by_hop(text) {
+            nominated |= text == "connection";
+            trailers_welcome |= text == "te" && nominates(value, b"trailers");
+            gone.push(name.clone());
+        } else if is_ours(text) && !trusted {
+            gone.push(name.clone());
+        }
+    }
+    if nominated {
+        let mut extra: SmallVec<[HeaderName; 4]> = SmallVec::new();
+        for value in fields.get_all(CONNECTION) {
+            for word in value.as_bytes().split(|b| *b == b',') {
+                if let Ok(name) = HeaderName::from_bytes(word.trim_ascii()) {
+                    extra.push(name);
+                }
+            }
+        }
+        for name in extra {
+            fields.remove(name);
+        }
+    }
+    for name in gone {
+        fields.remove(name);
+    }
+    if trailers_welcome {
+        fields.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Counts the proxies a request has passed; past any honest number it runs in circles.
+fn hops(fields: &mut FieldMap) -> Result<(), Reason> {
+    let hops = match fields.0.get(HOPS) {
+        None => 1,
+        Some(value) => {
+            let so_far: u32 = value.to_str().ok().and_then(|v| v.parse().ok()).unwrap_or(MAX_HOPS);
+            if so_far >= MAX_HOPS {
+                return Err(Reason::Loop);
+            }
+            so_far + 1
+        }
+    };
+    fields.0.insert(HOPS, HeaderValue::from(hops));
+    Ok(())
+}
+
+/// Trailers are fields too, and come after the checks: the same names do not pass there.
+pub fn request_trailers(trailers: &mut HeaderMap) {
+    let names: SmallVec<[HeaderName; 4]> = trailers
+        .keys()
+        .filter(|n| is_ours(n.as_str()) || is_hop_by_hop(n.as_str()) || is_framing(n.as_str()))
+        .cloned()
+        .collect();
+    for name in names {
+        trailers.remove(name);
+    }
+}
+
+fn is_framing(name: &str) -> bool {
+    matches!(name, "content-length" | "host" | "authorization" | "cookie" | "content-type" | "trailer")
+}
+
+/// What belongs to the upstream connection stays there.
+pub fn response(fields: &mut HeaderMap) {
+    // The common answer has none of these: one pass over its names tells.
+    let mut gone: SmallVec<[HeaderName; 4]> = SmallVec::new();
+    let mut connection = false;
+    for name in fields.keys() {
+        if is_hop_by_hop(name.as_str()) {
+            connection |= name == CONNECTION;
+            gone.push(name.clone());
+        }
+    }
+    if gone.is_empty() {
+        return;
+    }
+    if connection {
+        let nominated: SmallVec<[HeaderName; 4]> = fields
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|v| v.as_bytes().split(|b| *b == b','))
+            .filter_map(|word| HeaderName::from_bytes(word.trim_ascii()).ok())
+            .collect();
+        for name in nominated {
+            fields.remove(name);
+        }
+    }
+    for name in gone {
+        fields.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(method: Method, version: Version, target: &'static str, fields: &[(&str, &str)]) -> Head {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        Head {
+            method,
+            version,
+            authority: None,
+            path: PathAndQuery::from_static(target),
+            asterisk: false,
+            fields: FieldMap(map),
+        }
+    }
+
+    fn get(fields: &[(&str, &str)]) -> Head {
+        head(Method::GET, Version::HTTP_11, "/a/../b?q", fields)
+    }
+
+    #[test]
+    fn one_reading() {
+        let mut h = get(&[("host", "Reviews:8080"), ("connection", "x-secret, keep-alive"), ("x-secret", "1")]);
+        request(&mut h, false).unwrap();
+        assert_eq!(h.path.as_str(), "/b?q");
+        assert_eq!(h.authority.unwrap().as_str(), "Reviews:8080");
+        assert!(h.fields.0.get("x-secret").is_none() && h.fields.0.get("connection").is_none());
+        assert_eq!(h.fields.0.get("x-mesh-hops").unwrap(), "1");
+    }
+
+    #[test]
+    fn hosts() {
+        for bad in ["a@b", "a:0", "a:65536", "a b", "a:x", "a/b", "a,b c"] {
+            assert!(matches!(request(&mut get(&[("host", bad)]), false), Err(Reason::Malformed)), "{bad}");
+        }
+        assert!(matches!(request(&mut get(&[]), false), Err(Reason::Malformed)));
+        assert!(request(&mut head(Method::GET, Version::HTTP_10, "/", &[]), false).is_ok());
+        let mut h = head(Method::GET, Version::HTTP_2, "/", &[("host", "b")]);
+        h.authority = Some(Authority::from_static("a"));
+        assert!(matches!(request(&mut h, false), Err(Reason::Malformed)));
+    }
+
+    #[test]
+    fn forged_fields_go_and_peers_keep_theirs() {
+        let forged = [
+            ("host", "a"),
+            ("x-forwarded-client-cert", "By=x"),
+            ("x_forwarded_client_cert", "By=x"),
+            ("x-envoy-upstream-rq-timeout-ms", "1"),
+            ("x-mesh-error", "x"),
+            ("l5d-client-id", "x"),
+            ("x-request-id", "kept"),
+            ("x-forwarded-for", "kept"),
+        ];
+        let mut h = get(&forged);
+        request(&mut h, false).unwrap();
+        let mut left: Vec<_> = h.fields.0.keys().map(|n| n.as_str().to_string()).collect();
+        left.sort();
+        assert_eq!(left, ["x-forwarded-for", "x-mesh-hops", "x-request-id"]);
+        let mut h = get(&[("host", "a"), ("x-envoy-attempt-count", "2")]);
+        request(&mut h, true).unwrap();
+        assert_eq!(h.fields.0.get(ATTEMPT_COUNT).unwrap(), "2");
+    }
+
+    #[test]
+    fn upgrades_and_loops() {
+        let mut h = get(&[("host", "a"), ("connection", "Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(request(&mut h, false).unwrap().upgrade.unwrap(), "websocket");
+        let mut h = get(&[("host", "a"), ("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")]);
+        assert!(!request(&mut h, false).unwrap().leaving);
+        assert!(h.fields.0.get("http2-settings").is_none());
+        let mut h = get(&[("host", "a"), ("x-mesh-hops", "64")]);
+        assert!(matches!(request(&mut h, false), Err(Reason::Loop)));
+        let mut h = get(&[("host", "a"), ("te", "gzip, trailers")]);
+        request(&mut h, false).unwrap();
+        assert_eq!(h.fields.0.get("te").unwrap(), "trailers");
+    }
+}

@@ -1,0 +1,381 @@
+//! Connections to endpoints, kept per worker, endpoint and what travels on them.
+//!
+//! HTTP/1: a stack of idle connections, the warmest on top. HTTP/2: one connection for everybody, another only when the
+//! peer's streams are used up. Who needs a new connection asks the backend's breaker; who may not have one waits, within the
+//! breaker's pending cap, for whichever comes first: a connection given back here or a permit given back anywhere.
+
+use super::dial::{Configs, Inside, Security, dial, security};
+use crate::http::hyper_driver::{self, Sender};
+use crate::worker::Worker;
+use rustc_hash::FxHashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use weft_policy::backend::Backend;
+use weft_policy::breaker::{ConnectionPermit, PendingPermit};
+use weft_policy::endpoint::Endpoint;
+use weft_policy::listener::Limits;
+use weft_policy::reason::Reason;
+
+/// Streams on one HTTP/2 connection, whatever the peer allows: past this a second connection shares better than it costs.
+const STREAMS: usize = 1000;
+
+#[derive(Default)]
+pub struct Pools {
+    pools: RefCell<FxHashMap<Key, Rc<Pool>>>,
+    pub(super) configs: Configs,
+}
+
+/// The endpoint's address in memory is its name here: the pool holds the endpoint, so it is not reused while the pool lives.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    endpoint: usize,
+    inside: Inside,
+}
+
+struct Pool {
+    backend: Arc<Backend>,
+    endpoint: Arc<Endpoint>,
+    idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<Rc<Shared>>>,
+    /// A connection that many may wait for is being made.
+    dialling: Cell<bool>,
+    waiters: RefCell<VecDeque<oneshot::Sender<Handed>>>,
+    open: Rc<Cell<usize>>,
+}
+
+struct Idle {
+    sender: Sender,
+    since: Instant,
+    born: Instant,
+    uses: u32,
+}
+
+/// An HTTP/2 connection.
+struct Shared {
+    sender: RefCell<Sender>,
+    in_flight: Cell<usize>,
+    uses: Cell<u32>,
+    born: Instant,
+    idle_since: Cell<Instant>,
+    retired: Cell<bool>,
+}
+
+enum Handed {
+    One(Idle),
+    /// Look again: a shared connection is there, or its dial failed.
+    Again(Option<Reason>),
+}
+
+/// A connection to send one request on. Dropped, it closes what it alone used; `reuse` gives it back.
+pub struct Lease {
+    pub sender: Sender,
+    pub secured: bool,
+    kind: Kind,
+    pool: Rc<Pool>,
+}
+
+enum Kind {
+    One { born: Instant, uses: u32 },
+    Shared(Rc<Shared>),
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Kind::Shared(shared) = &self.kind {
+            let left = shared.in_flight.get() - 1;
+            shared.in_flight.set(left);
+            if left == 0 {
+                shared.idle_since.set(Instant::now());
+            }
+        }
+    }
+}
+
+impl Lease {
+    pub fn is_shared(&self) -> bool {
+        matches!(self.kind, Kind::Shared(_))
+    }
+
+    /// The exchange ended cleanly on both sides: another request may use the connection.
+    pub fn reuse(self) {
+        let Kind::One { born, uses } = self.kind else { return };
+        let spent = self.pool.backend.breaker.max_requests_per_connection().is_some_and(|max| uses >= max);
+        if spent || self.sender.is_closed() || self.pool.endpoint.is_gone() {
+            return;
+        }
+        let idle = Idle { sender: self.sender.clone(), since: Instant::now(), born, uses };
+        self.pool.give(idle);
+    }
+}
+
+impl Pool {
+    fn give(&self, mut idle: Idle) {
+        loop {
+            let Some(waiter) = self.waiters.borrow_mut().pop_front() else { break };
+            match waiter.send(Handed::One(idle)) {
+                Ok(()) => return,
+                Err(Handed::One(back)) => idle = back,
+                Err(Handed::Again(_)) => return,
+            }
+        }
+        // Somebody waits for a permit on another worker or for another endpoint: a kept connection would starve them.
+        if self.backend.breaker.waiting() == 0 {
+            self.idle.borrow_mut().push(idle);
+        }
+    }
+
+    fn take_idle(&self) -> Option<Idle> {
+        let mut idle = self.idle.borrow_mut();
+        let config = self.backend.config.load();
+        while let Some(one) = idle.pop() {
+            let aged = config.connect.max_age.is_some_and(|age| one.born.elapsed() > age);
+            if !one.sender.is_closed() && !aged && !self.endpoint.is_gone() {
+                return Some(one);
+            }
+        }
+        None
+    }
+
+    fn take_shared(&self) -> Option<Rc<Shared>> {
+        let shared = self.shared.borrow();
+        let free = |s: &&Rc<Shared>| !s.retired.get() && s.in_flight.get() < s.sender.borrow().max_streams().min(STREAMS);
+        shared.iter().find(free).cloned()
+    }
+
+    fn wake_all(&self, why: Option<Reason>) {
+        for waiter in self.waiters.take() {
+            let _ = waiter.send(Handed::Again(why));
+        }
+    }
+}
+
+impl Pools {
+    fn pool(&self, backend: &Arc<Backend>, endpoint: &Arc<Endpoint>, inside: Inside) -> Rc<Pool> {
+        let key = Key { endpoint: Arc::as_ptr(endpoint) as usize, inside };
+        let mut pools = self.pools.borrow_mut();
+        let pool = pools.entry(key).or_insert_with(|| {
+            Rc::new(Pool {
+                backend: backend.clone(),
+                endpoint: endpoint.clone(),
+                idle: RefCell::default(),
+                shared: RefCell::default(),
+                dialling: Cell::new(false),
+                waiters: RefCell::default(),
+                open: Rc::default(),
+            })
+        });
+        pool.clone()
+    }
+
+    /// Connections open towards an endpoint, for the admin's eyes.
+    pub fn open_to(&self, endpoint: &Arc<Endpoint>) -> usize {
+        let pools = self.pools.borrow();
+        pools.values().filter(|p| Arc::ptr_eq(&p.endpoint, endpoint)).map(|p| p.open.get()).sum()
+    }
+
+    /// Once a second: what is too old or belongs to nobody goes.
+    pub fn tick(&self, now: Instant) {
+        self.pools.borrow_mut().retain(|_, pool| {
+            let config = pool.backend.config.load();
+            let gone = pool.endpoint.is_gone();
+            let limit = config.connect.idle_timeout.unwrap_or(Duration::MAX);
+            let age = config.connect.max_age.unwrap_or(Duration::MAX);
+            let starving = pool.backend.breaker.waiting() > 0;
+            pool.idle.borrow_mut().retain(|idle| {
+                !gone && !starving && !idle.sender.is_closed() && now - idle.since < limit && now - idle.born < age
+            });
+            pool.shared.borrow_mut().retain(|shared| {
+                let idle = shared.in_flight.get() == 0;
+                if gone || shared.born + age < now || shared.sender.borrow().is_closed() {
+                    shared.retired.set(true);
+                }
+                !(idle && (shared.retired.get() || now - shared.idle_since.get() >= limit))
+            });
+            let empty = pool.idle.borrow().is_empty() && pool.shared.borrow().is_empty();
+            !(empty && pool.open.get() == 0 && Rc::strong_count(pool) == 1)
+        });
+    }
+
+    /// Makes room under a connection cap: one idle connection of the backend goes, if there is one.
+    fn evict_idle(&self, backend: &Arc<Backend>) {
+        for pool in self.pools.borrow().values().filter(|p| Arc::ptr_eq(&p.backend, backend)) {
+            if pool.idle.borrow_mut().pop().is_some() {
+                return;
+            }
+        }
+    }
+}
+
+/// A connection to the endpoint: a kept one, a shared one, or a new one.
+pub async fn lease(
+    worker: &Rc<Worker>,
+    backend: &Arc<Backend>,
+    endpoint: &Arc<Endpoint>,
+    inside: Inside,
+    limits: &Limits,
+) -> Result<Lease, Reason> {
+    let secured = security(worker, &backend.config.load(), endpoint)? != Security::Plain;
+    let pool = worker.pools.pool(backend, endpoint, inside);
+    let lent = |pool: &Rc<Pool>, sender, kind| Lease { sender, secured, kind, pool: pool.clone() };
+    // Bounded: each turn either ends or waits for another to have failed.
+    for _ in 0..8 {
+        if inside == Inside::Http2 {
+            if let Some(shared) = pool.take_shared() {
+                return Ok(share(&pool, shared, lent));
+            }
+            if pool.dialling.get() {
+                match wait_for_dial(&pool, backend).await? {
+                    None => continue,
+                    Some(reason) => return Err(reason),
+                }
+            }
+            // Sharing is what HTTP/2 is for, so a worker may always have its first connection (as Envoy's pools do).
+            let permit = match ConnectionPermit::take(backend) {
+                Some(permit) => Some(permit),
+                None if pool.shared.borrow().is_empty() => None,
+                None => match wait(&pool, backend, worker).await? {
+                    Waited::Permit(permit) => Some(permit),
+                    Waited::Handed(_) => continue,
+                },
+            };
+            let shared = dial_shared(worker, &pool, permit, limits).await?;
+            return Ok(share(&pool, shared, lent));
+        }
+        while let Some(idle) = pool.take_idle() {
+            let mut sender = idle.sender;
+            if sender.ready().await {
+                return Ok(lent(&pool, sender, Kind::One { born: idle.born, uses: idle.uses + 1 }));
+            }
+        }
+        let permit = match ConnectionPermit::take(backend) {
+            Some(permit) => permit,
+            None => match wait(&pool, backend, worker).await? {
+                Waited::Permit(permit) => permit,
+                Waited::Handed(Handed::Again(_)) => continue,
+                Waited::Handed(Handed::One(idle)) => {
+                    let mut sender = idle.sender;
+                    if sender.ready().await {
+                        return Ok(lent(&pool, sender, Kind::One { born: idle.born, uses: idle.uses + 1 }));
+                    }
+                    continue;
+                }
+            },
+        };
+        let io = dial(worker, &backend.config.load_full(), endpoint, inside).await?;
+        let closed = count_open(&pool, Some(permit));
+        let mut sender = hyper_driver::connect_http1(io, limits, closed).await?;
+        if !sender.ready().await {
+            return Err(Reason::ConnectFailed);
+        }
+        return Ok(lent(&pool, sender, Kind::One { born: Instant::now(), uses: 1 }));
+    }
+    Err(Reason::UpstreamClosed)
+}
+
+fn share(pool: &Rc<Pool>, shared: Rc<Shared>, lent: impl FnOnce(&Rc<Pool>, Sender, Kind) -> Lease) -> Lease {
+    shared.in_flight.set(shared.in_flight.get() + 1);
+    let uses = shared.uses.get() + 1;
+    shared.uses.set(uses);
+    if pool.backend.breaker.max_requests_per_connection().is_some_and(|max| uses >= max) {
+        shared.retired.set(true);
+        pool.shared.borrow_mut().retain(|s| !Rc::ptr_eq(s, &shared));
+    }
+    let sender = shared.sender.borrow().clone();
+    lent(pool, sender, Kind::Shared(shared))
+}
+
+/// Runs when a connection has ended: its permit goes back.
+fn count_open(pool: &Rc<Pool>, permit: Option<impl Sized + 'static>) -> impl FnOnce() + 'static + use<> {
+    let open = pool.open.clone();
+    open.set(open.get() + 1);
+    move || {
+        open.set(open.get() - 1);
+        drop(permit);
+    }
+}
+
+async fn dial_shared(
+    worker: &Rc<Worker>,
+    pool: &Rc<Pool>,
+    permit: Option<ConnectionPermit>,
+    limits: &Limits,
+) -> Result<Rc<Shared>, Reason> {
+    /// Whoever waits for this dial is told how it ended, also when the dialler is cancelled.
+    struct Dialling<'a>(&'a Pool, Option<Reason>);
+    impl Drop for Dialling<'_> {
+        fn drop(&mut self) {
+            self.0.dialling.set(false);
+            self.0.wake_all(self.1);
+        }
+    }
+    pool.dialling.set(true);
+    let mut dialling = Dialling(pool, None);
+    let made = async {
+        let io = dial(worker, &pool.backend.config.load_full(), &pool.endpoint, Inside::Http2).await?;
+        let closed = count_open(pool, permit);
+        let (weak, retire) = (Rc::downgrade(pool), Rc::new(Cell::new(None::<std::rc::Weak<Shared>>)));
+        let retired = retire.clone();
+        let sender = hyper_driver::connect_http2(io, limits, move || {
+            closed();
+            let shared = retired.take().and_then(|s| s.upgrade());
+            if let (Some(pool), Some(shared)) = (weak.upgrade(), shared) {
+                shared.retired.set(true);
+                pool.shared.borrow_mut().retain(|s| !Rc::ptr_eq(s, &shared));
+            }
+        })
+        .await?;
+        let now = Instant::now();
+        let shared = Rc::new(Shared {
+            sender: RefCell::new(sender),
+            in_flight: Cell::new(0),
+            uses: Cell::new(0),
+            born: now,
+            idle_since: Cell::new(now),
+            retired: Cell::new(false),
+        });
+        retire.set(Some(Rc::downgrade(&shared)));
+        pool.shared.borrow_mut().push(shared.clone());
+        Ok(shared)
+    }
+    .await;
+    dialling.1 = made.as_ref().err().copied();
+    made
+}
+
+/// Waits for another request's dial. `Some(reason)`: it failed, and this one would too.
+async fn wait_for_dial(pool: &Rc<Pool>, backend: &Arc<Backend>) -> Result<Option<Reason>, Reason> {
+    let _pending = PendingPermit::take(backend).ok_or(Reason::Overflow)?;
+    let (tell, told) = oneshot::channel();
+    pool.waiters.borrow_mut().push_back(tell);
+    match told.await {
+        Ok(Handed::Again(why)) => Ok(why),
+        _ => Ok(None),
+    }
+}
+
+enum Waited {
+    Handed(Handed),
+    Permit(ConnectionPermit),
+}
+
+async fn wait(pool: &Rc<Pool>, backend: &Arc<Backend>, worker: &Worker) -> Result<Waited, Reason> {
+    let _pending = PendingPermit::take(backend).ok_or(Reason::Overflow)?;
+    let (tell, mut told) = oneshot::channel();
+    pool.waiters.borrow_mut().push_back(tell);
+    let mut permit = pin!(ConnectionPermit::wait(backend));
+    worker.pools.evict_idle(backend);
+    poll_fn(|cx| {
+        if let Poll::Ready(handed) = std::pin::Pin::new(&mut told).poll(cx) {
+            return Poll::Ready(Ok(Waited::Handed(handed.unwrap_or(Handed::Again(None)))));
+        }
+        permit.as_mut().poll(cx).map(|permit| Ok(Waited::Permit(permit)))
+    })
+    .await
+}
