@@ -184,11 +184,14 @@ impl Clients {
         c.fields(|f| {
             let ids = f.opt("ids", |c| c.list(mtls::read_id));
             let dns_name = f.opt("dnsName", |c| c.text());
-            match (ids, dns_name) {
-                (Some(ids), None) if ids.is_empty() => f.fail("ids", "nobody is let in", "list identities, or say any"),
-                (Some(ids), None) => Some(Self::Ids(ids.into())),
-                (None, Some(name)) => Some(Self::DnsName(name)),
-                _ => f.fail("", "either ids or dnsName is expected", "any, {ids: [spiffe://...]} or {dnsName: NAME}"),
+            if f.has("ids") == f.has("dnsName") {
+                let hint = "any, {ids: [spiffe://...]} or {dnsName: NAME}";
+                return f.fail("", "either ids or dnsName is expected", hint);
+            }
+            match ids {
+                Some(ids) if ids.is_empty() => f.fail("ids", "nobody is let in", "list identities, or say any"),
+                Some(ids) => Some(Self::Ids(ids.into())),
+                None => dns_name.map(Self::DnsName),
             }
         })
     }

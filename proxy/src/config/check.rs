@@ -60,29 +60,30 @@ impl<'a> Known<'a> {
         Self { ports, written: written.collect() }
     }
 
-    /// What is wrong with a reference, and what would be right.
-    fn problem(&self, id: &BackendId) -> Option<(String, String)> {
+    /// Which field of a reference is wrong, how, and what would be right.
+    fn problem(&self, id: &BackendId) -> Option<(&'static str, String, String)> {
         let of_service = || self.ports.keys().filter(|(service, _)| **service == id.service);
         if let Some(subsets) = self.ports.get(&(&id.service, id.port)) {
             let subset = id.subset.as_deref().filter(|s| !subsets.contains(s))?;
             let message = format!("no subset `{subset}` of {}:{}", id.service, id.port);
-            return Some((message, suggest(subset, subsets.iter().copied(), "its subsets")));
+            return Some(("subset", message, suggest(subset, subsets.iter().copied(), "its subsets")));
         }
         if of_service().next().is_some() {
             let ports: Vec<String> = of_service().map(|(_, port)| port.to_string()).collect();
-            return Some((format!("{} has no port {}", id.service, id.port), format!("its ports: {}", ports.join(", "))));
+            let message = format!("{} has no port {}", id.service, id.port);
+            return Some(("port", message, format!("its ports: {}", ports.join(", "))));
         }
         let elsewhere: Vec<&ServiceId> =
             self.ports.keys().map(|(s, _)| *s).filter(|s| s.name == id.service.name).collect();
         if let Some(other) = elsewhere.first() {
             let message = format!("no service `{}` in namespace {}", id.service.name, id.service.namespace);
-            return Some((message, format!("did you mean {other}?")));
+            return Some(("service", message, format!("did you mean {other}?")));
         }
         if self.written.contains(&*id.service.name) {
             return None;
         }
-        let names = self.ports.keys().map(|(s, _)| &*s.name);
-        Some((format!("no service `{}`", id.service.name), suggest(&id.service.name, names, "services")))
+        let names = self.ports.keys().map(|(s, _)| &*s.name).chain(self.written.iter().copied());
+        Some(("service", format!("no service `{}`", id.service.name), suggest(&id.service.name, names, "services")))
     }
 }
 
@@ -109,7 +110,9 @@ impl Check<'_> {
         if to.invalid {
             return;
         }
-        if let Some((message, hint)) = self.known.problem(&to.resolve(owner, port)) {
+        if let Some((field, message, hint)) = self.known.problem(&to.resolve(owner, port)) {
+            let field = format!("{path}.{field}");
+            let path = if self.root.find(&field).is_some() { &field } else { path };
             self.error(path, message, hint);
         }
     }
@@ -199,7 +202,7 @@ impl Check<'_> {
                     }
                 }
                 for (j, mirror) in route.mirrors.iter().enumerate() {
-                    let at = self.element(&format!("{path}.routes[{i}].mirror"), j);
+                    let at = self.element(&format!("{path}.routes[{i}].mirror"), j) + ".to";
                     self.reference(&at, &mirror.backend, &config.id, config.port);
                 }
             }
@@ -273,9 +276,10 @@ pub fn fill_ports(config: &mut ProxyConfig) {
     let owner = ServiceId::new(&config.workload.namespace, "");
     for to in config.listeners.iter_mut().filter_map(|l| l.to.as_mut()).filter(|to| to.port.is_none()) {
         let service = to.resolve(&owner, 0).service;
-        let mut ports = config.services.iter().filter(|s| s.config.id == service);
-        if let (Some(only), None) = (ports.next(), ports.next()) {
-            to.port = Some(only.config.port);
+        let of = config.services.iter().filter(|s| s.config.id == service);
+        let ports: BTreeSet<u16> = of.map(|s| s.config.port).collect();
+        if let (Some(only), 1) = (ports.first(), ports.len()) {
+            to.port = Some(*only);
         }
     }
 }
