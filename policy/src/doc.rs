@@ -23,6 +23,42 @@ pub enum Value {
     Map(Vec<(String, Pos, Node)>),
 }
 
+impl Node {
+    /// Where the value of a path such as `services[0].routes[1].timeout` is.
+    pub fn find(&self, path: &str) -> Option<Pos> {
+        let (at, left) = self.walk(path);
+        left.is_empty().then_some(at)
+    }
+
+    /// The same, or the place of what is around it: what is missing, or was found wrong later, has no place of its own.
+    pub fn locate(&self, path: &str) -> Pos {
+        self.walk(path).0
+    }
+
+    fn walk<'p>(&self, path: &'p str) -> (Pos, &'p str) {
+        let (mut node, mut at, mut rest) = (self, self.at, path);
+        while !rest.is_empty() {
+            let next = match &node.value {
+                Value::Map(items) => {
+                    // Keys may hold dots, so the longest key that fits is taken.
+                    let name = rest.trim_start_matches('.');
+                    let fits = |k: &str| name.strip_prefix(k).filter(|r| r.is_empty() || r.starts_with(['.', '[']));
+                    let fitting = items.iter().filter_map(|(k, at, node)| Some((k.len(), *at, node, fits(k)?)));
+                    fitting.max_by_key(|(len, ..)| *len).map(|(_, at, node, left)| (at, node, left))
+                }
+                Value::List(items) => rest.strip_prefix('[').and_then(|r| r.split_once(']')).and_then(|(i, left)| {
+                    let node = items.get(i.parse::<usize>().ok()?)?;
+                    Some((node.at, node, left))
+                }),
+                _ => None,
+            };
+            let Some(found) = next else { break };
+            (at, node, rest) = found;
+        }
+        (at, rest)
+    }
+}
+
 impl Value {
     fn kind(&self) -> &'static str {
         match self {
@@ -70,7 +106,8 @@ impl<'n, 'd> Cursor<'n, 'd> {
             Value::Text(s) => Some(s.clone()),
             Value::Int(i) => Some(i.to_string()),
             Value::Bool(b) => Some(b.to_string()),
-            Value::Float(x) => Some(x.to_string()),
+            // What was written cannot be had back: 1.10 and 1.1 are one number.
+            Value::Float(_) => self.fail("a number where text is expected", "put it in quotes"),
             _ => self.expected("text"),
         }
     }
@@ -191,12 +228,13 @@ impl<'n, 'd> Cursor<'n, 'd> {
             if asked.contains(&key.as_str()) {
                 continue;
             }
-            unknown = true;
-            let near = asked.iter().min_by_key(|a| distance(a, key)).filter(|a| distance(a, key) <= 2);
-            let hint = match near {
+            let hint = match nearest(key, asked.iter().copied()) {
                 Some(near) => format!("did you mean {near}?"),
+                // Reading gave up before it had asked for everything, so this may well be known.
+                None if out.is_none() => continue,
                 None => format!("known here: {}", asked.join(", ")),
             };
+            unknown = true;
             self.diags.error(*at, &join(&self.path, key), "unknown field", Some(hint));
         }
         let failed = unknown || self.diags.0[before..].iter().any(|d| d.severity == crate::diag::Severity::Error);
@@ -288,6 +326,11 @@ pub fn parse_duration(s: &str) -> Option<Duration> {
     (total <= 365.0 * 86400.0).then(|| Duration::from_secs_f64(total))
 }
 
+/// The known word that was probably meant.
+pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known.map(|k| (distance(k, word), k)).filter(|(d, k)| *d <= 2 && *d < k.len().max(2)).min().map(|(_, k)| k)
+}
+
 /// Edit distance, for "did you mean".
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -317,6 +360,37 @@ mod tests {
         for bad in ["", "5", "s", "1x", "-1s", "1.2.3s", "1e9h", "99999999h"] {
             assert_eq!(parse_duration(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn paths_lead_to_places() {
+        let at = |line| Pos { line, column: 1 };
+        let int = |line| Node { at: at(line), value: Value::Int(1) };
+        let map = |line, items| Node { at: at(line), value: Value::Map(items) };
+        let inner = map(3, vec![("x".into(), at(3), int(3)), ("a.b".into(), at(4), int(4))]);
+        let doc = map(1, vec![("list".into(), at(2), Node { at: at(2), value: Value::List(vec![inner]) })]);
+        for (path, line) in [
+            ("", 1),
+            ("list", 2),
+            ("list[0]", 3),
+            ("list[0].x", 3),
+            ("list[0].a.b", 4),
+            ("list[0].gone.deep", 3),
+            ("list[7].x", 2),
+            ("other", 1),
+        ] {
+            assert_eq!(doc.locate(path).line, line, "{path}");
+        }
+        assert_eq!(doc.find("list[0].x"), Some(at(3)));
+        assert_eq!(doc.find("list[0].y"), None);
+    }
+
+    #[test]
+    fn words_that_were_meant() {
+        let known = ["reviews", "ratings", "a"];
+        assert_eq!(nearest("revews", known.into_iter()), Some("reviews"));
+        assert_eq!(nearest("details", known.into_iter()), None);
+        assert_eq!(nearest("zz", known.into_iter()), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the proxy listens on, and what it does with a connection before any request is read.
 
-use crate::doc::Cursor;
-use crate::mtls::InboundConfig;
+use crate::doc::{Cursor, Fields, Value};
+use crate::mtls::{self, InboundConfig};
 use crate::route::BackendRef;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -166,4 +166,158 @@ pub struct Config {
     /// Trusted proxies in front of this one, for `x-forwarded-for`.
     pub trusted_hops: u32,
     pub workers_share: bool,
+}
+
+impl Role {
+    pub fn read(c: &mut Cursor<'_, '_>) -> Option<Self> {
+        const ALL: [Role; 5] = [Role::Hop, Role::Outbound, Role::Inbound, Role::TcpOut, Role::TcpIn];
+        c.word(&ALL.map(|r| (r.word(), r)))
+    }
+}
+
+impl Clients {
+    /// `any`, `{ids: [...]}` or `{dnsName: ...}`.
+    fn read(c: &mut Cursor<'_, '_>) -> Option<Self> {
+        if matches!(c.node.value, Value::Text(_)) {
+            return c.word(&[("any", ())]).map(|()| Self::Any);
+        }
+        c.fields(|f| {
+            let ids = f.opt("ids", |c| c.list(mtls::read_id));
+            let dns_name = f.opt("dnsName", |c| c.text());
+            if f.has("ids") == f.has("dnsName") {
+                let hint = "any, {ids: [spiffe://...]} or {dnsName: NAME}";
+                return f.fail("", "either ids or dnsName is expected", hint);
+            }
+            match ids {
+                Some(ids) if ids.is_empty() => f.fail("ids", "nobody is let in", "list identities, or say any"),
+                Some(ids) => Some(Self::Ids(ids.into())),
+                None => dns_name.map(Self::DnsName),
+            }
+        })
+    }
+}
+
+impl Limits {
+    pub fn read(c: &mut Cursor<'_, '_>) -> Option<Self> {
+        let d = Self::default();
+        let count = |c: &mut Cursor<'_, '_>, min, max| c.int(min, max).map(|i| i as u32);
+        c.fields(|f| {
+            Some(Self {
+                header_bytes: f.or("headerBytes", d.header_bytes, |c| count(c, 1024, 1 << 20)),
+                header_count: f.or("headerCount", d.header_count, |c| count(c, 10, 10_000)),
+                path_bytes: f.or("pathBytes", d.path_bytes, |c| count(c, 256, 65_534)),
+                header_timeout: f.or("headerTimeout", d.header_timeout, positive),
+                detect_timeout: f.or("detectTimeout", d.detect_timeout, positive),
+                handshake_timeout: f.or("handshakeTimeout", d.handshake_timeout, positive),
+                body_idle: f.or("bodyIdle", d.body_idle, positive),
+                idle: f.or("idle", d.idle, |c| c.duration()),
+                max_connections: f.or("maxConnections", d.max_connections, |c| count(c, 1, 10_000_000)),
+                max_streams: f.or("maxStreams", d.max_streams, |c| count(c, 1, 100_000)),
+                drain: f.or("drain", d.drain, |c| c.duration()),
+            })
+        })
+    }
+}
+
+fn positive(c: &mut Cursor<'_, '_>) -> Option<Duration> {
+    match c.duration()? {
+        Duration::ZERO => c.fail("this limit cannot be switched off", "a duration above zero"),
+        limit => Some(limit),
+    }
+}
+
+fn by_port<T>(c: &mut Cursor<'_, '_>, mut read: impl FnMut(&mut Cursor<'_, '_>) -> Option<T>) -> Option<BTreeMap<u16, T>> {
+    let read = |key: &str, c: &mut Cursor<'_, '_>| match key.parse::<u16>() {
+        Ok(port) if port > 0 => Some((port, read(c)?)),
+        _ => c.fail(format!("{key:?} is not a port"), "a whole number from 1 to 65535"),
+    };
+    c.entries(read).map(|entries| entries.into_iter().map(|(_, entry)| entry).collect())
+}
+
+fn read_inbound(c: &mut Cursor<'_, '_>) -> Option<InboundConfig> {
+    if matches!(c.node.value, Value::Text(_)) {
+        return mtls::Mode::read(c).map(|mode| InboundConfig { mode, ports: BTreeMap::new() });
+    }
+    c.fields(|f| {
+        Some(InboundConfig {
+            mode: f.opt("mode", mtls::Mode::read).unwrap_or_default(),
+            ports: f.opt("ports", |c| by_port(c, mtls::Mode::read)).unwrap_or_default(),
+        })
+    })
+}
+
+impl Config {
+    pub fn read(c: &mut Cursor<'_, '_>) -> Option<Self> {
+        const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:15001 or [::]:15006";
+        c.fields(|f| {
+            let name = f.req("name", crate::service::read_name);
+            let role = f.req("role", Role::read);
+            let address = f.req("address", |c| c.parse(ADDRESS));
+            let original_dst = f.or("originalDst", false, |c| c.bool());
+            let protocol = f.opt("protocol", Protocol::read).unwrap_or_default();
+            let ports = f.opt("ports", |c| by_port(c, Protocol::read)).unwrap_or_default();
+            let mtls = f.opt("mtls", read_inbound).unwrap_or_default();
+            let clients = f.opt("clients", Clients::read).unwrap_or_default();
+            let forward_identity = f
+                .opt("forwardIdentity", |c| {
+                    c.word(&[("none", ForwardIdentity::None), ("xfcc", ForwardIdentity::Xfcc), ("l5d", ForwardIdentity::L5d)])
+                })
+                .unwrap_or_default();
+            let to = f.opt("to", BackendRef::read);
+            let app = f.opt("app", |c| c.parse(ADDRESS));
+            let app_ip = f.opt("appIp", |c| c.parse("an IP address, such as 127.0.0.1"));
+            let unknown = f
+                .opt("unknown", |c| c.word(&[("allow", Unknown::Allow), ("deny", Unknown::Deny)]))
+                .unwrap_or_default();
+            let limits = f.opt("limits", Limits::read).unwrap_or_default();
+            let trusted_hops = f.or("trustedHops", 0, |c| c.int(0, 32).map(|i| i as u32));
+            let workers_share = f.or("workersShare", false, |c| c.bool());
+            let config = Self {
+                name: name?.into(),
+                role: role?,
+                address: address?,
+                original_dst,
+                protocol,
+                ports,
+                mtls,
+                clients,
+                forward_identity,
+                to,
+                app,
+                app_ip,
+                unknown,
+                limits,
+                trusted_hops,
+                workers_share,
+            };
+            config.check(f);
+            Some(config)
+        })
+    }
+
+    /// What does not go together.
+    fn check(&self, f: &mut Fields<'_, '_>) {
+        let role = self.role.word();
+        let misplaced: &[&str] = match self.role.is_inbound() {
+            true => &["to", "unknown"],
+            false => &["mtls", "clients", "app", "appIp", "forwardIdentity"],
+        };
+        for field in misplaced {
+            if !f.has(field) {
+                continue;
+            }
+            let side = if self.role.is_inbound() { "listeners towards services" } else { "inbound and tcp-in" };
+            f.fail::<()>(field, format!("has no meaning for {role}"), &format!("only for {side}"));
+        }
+        if self.app.is_some() && self.app_ip.is_some() {
+            f.fail::<()>("appIp", "app is given too", "app for one address and port, appIp for the port that was dialled");
+        }
+        if self.role.is_inbound() && self.app.is_none() && !self.original_dst {
+            f.fail::<()>("app", "is missing", "where the app listens, or originalDst: true behind a redirect rule");
+        }
+        let tls = self.protocol == Protocol::Tls;
+        if self.role == Role::TcpOut && self.to.is_none() && !self.original_dst && !tls {
+            f.fail::<()>("to", "is missing", "a service, or originalDst: true, or protocol: tls to go by server name");
+        }
+    }
 }

@@ -1,0 +1,8 @@
+//! The configuration file: what is refused and how it is said, what a change touches, and what a running proxy does when its
+//! files change.
+
+mod apply;
+mod docs;
+mod errors;
+mod files;
+mod reload;
