@@ -167,9 +167,9 @@ fn json(file: &Path, config: Option<&ProxyConfig>, diags: &Diags) -> String {
             })
         })
         .collect();
-    let counts = config.map(|c| {
-        serde_json::json!({ "listeners": c.listeners.len(), "services": c.services.len(), "routes": c.routes() })
-    });
+    let counts = config.map(
+        |c| serde_json::json!({ "listeners": c.listeners.len(), "services": c.services.len(), "routes": c.routes() }),
+    );
     let all = serde_json::json!({
         "file": file.display().to_string(),
         "ok": config.is_some(),
@@ -192,7 +192,11 @@ mod tests {
         let config = ProxyConfig { workers: Some(4), ..Default::default() };
         assert_eq!(s.workers(&config), 2);
         assert_eq!(s.admin(&config).to_string(), "127.0.0.1:15000");
-        for bad in [&["weft-proxy"][..], &["weft-proxy", "--config", "a", "--workers", "0"], &["weft-proxy", "-c", "a", "-o", "json"]] {
+        for bad in [
+            &["weft-proxy"][..],
+            &["weft-proxy", "--config", "a", "--workers", "0"],
+            &["weft-proxy", "-c", "a", "-o", "json"],
+        ] {
             assert!(Settings::try_parse_from(bad).is_err(), "{bad:?}");
         }
         let help = Settings::command().render_long_help().to_string();

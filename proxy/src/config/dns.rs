@@ -216,7 +216,8 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    const PACE: Pace = Pace { min: Duration::from_secs(5), max: Duration::from_secs(300), patience: Duration::from_secs(10) };
+    const PACE: Pace =
+        Pace { min: Duration::from_secs(5), max: Duration::from_secs(300), patience: Duration::from_secs(10) };
 
     fn found(addresses: &[&str], ttl: u64) -> Found {
         Found::Addresses(addresses.iter().map(|a| a.parse().unwrap()).collect(), Duration::from_secs(ttl))
@@ -310,7 +311,8 @@ mod tests {
                 }
             };
             let zone: FxHashMap<String, Answers> = zone.iter().map(|(n, a)| (n.to_string(), a.clone())).collect();
-            let fake = Self { addr: udp.local_addr().unwrap(), zone: Arc::new(Mutex::new(zone)), asked: Arc::default() };
+            let fake =
+                Self { addr: udp.local_addr().unwrap(), zone: Arc::new(Mutex::new(zone)), asked: Arc::default() };
             let (zone, asked) = (fake.zone.clone(), fake.asked.clone());
             // These end with the process; they hold nothing but their sockets.
             std::thread::spawn(move || {
@@ -369,7 +371,8 @@ mod tests {
             out
         };
         // Name by pointer to the question, type, class, TTL 0, then the data.
-        let record = |kind: u8, data: &[u8]| [&[0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 0, 0, data.len() as u8], data].concat();
+        let record =
+            |kind: u8, data: &[u8]| [&[0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 0, 0, data.len() as u8], data].concat();
         let a = |ips: &[[u8; 4]]| if is_a { ips.iter().map(|ip| record(1, ip)).collect() } else { Vec::new() };
         let id = &query[..2];
         let other = [!query[0], query[1]];
