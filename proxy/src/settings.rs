@@ -84,22 +84,28 @@ impl Settings {
 
     /// Does what `--validate` says; findings go to standard output, which is what was asked for.
     pub fn validate(&self) -> ExitCode {
-        let (config, diags) = ProxyConfig::load(&self.config);
         let mut out = std::io::stdout().lock();
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        let (good, text) = self.findings(!no_color && out.is_terminal());
+        // A reader that went away has seen enough.
+        let _ = out.write_all(text.as_bytes());
+        if good { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    }
+
+    /// Whether the file is good, and what is to be said of it.
+    pub fn findings(&self, colour: bool) -> (bool, String) {
+        let (config, diags) = ProxyConfig::load(&self.config);
         let text = match self.output {
             Output::Json => json(&self.config, config.as_ref(), &diags),
             Output::Text => {
-                let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-                let mut text = render(&self.config, &diags, !no_color && out.is_terminal());
+                let mut text = render(&self.config, &diags, colour);
                 if let Some(config) = &config {
                     let _ = writeln!(text, "{}", summary(config));
                 }
                 text
             }
         };
-        // A reader that went away has seen enough.
-        let _ = out.write_all(text.as_bytes());
-        if config.is_some() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+        (config.is_some(), text)
     }
 }
 

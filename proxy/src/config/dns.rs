@@ -460,4 +460,35 @@ mod tests {
         // An answer may have been under way; then the channel closes, for nobody is left to ask.
         while seen.0.recv().await.is_some() {}
     }
+
+    #[tokio::test]
+    async fn names_of_a_file_become_endpoints() {
+        use crate::config::Controller;
+        use clap::Parser;
+        let fake = Fake::new(&[("db.test", Answers::A(vec![[10, 0, 0, 1], [10, 0, 0, 2]]))]);
+        let dir = std::env::temp_dir().join(format!("weft-names-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("weft.yaml");
+        let text = format!(
+            "dns: {{servers: ['{}']}}\nlisteners: [{{name: a, role: hop, address: '127.0.0.1:1', to: db}}]\n\
+             services: [{{name: db, port: 80, endpoints: [{{dns: 'db.test:5432'}}]}}]\n",
+            fake.addr
+        );
+        std::fs::write(&file, text).unwrap();
+        let settings = crate::settings::Settings::parse_from(["weft-proxy".as_ref(), "-c".as_ref(), file.as_os_str()]);
+        let (shared, task) = Controller::start(&settings).unwrap();
+        assert!(!shared.status.load().names_settled);
+        let task = tokio::spawn(task);
+        let start = Instant::now();
+        while !shared.status.load().names_settled {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let bound = shared.snapshot.load().fixed("a").unwrap().clone();
+        let endpoints = bound.backends[0].as_ref().unwrap().endpoints.load();
+        let ids: Vec<String> = endpoints.endpoints.iter().map(|e| e.id.to_string()).collect();
+        assert_eq!(ids, ["db.test/10.0.0.1:5432", "db.test/10.0.0.2:5432"]);
+        task.abort();
+        let _ = std::fs::remove_dir_all(&dir);
+    }
 }

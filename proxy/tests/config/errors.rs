@@ -269,3 +269,23 @@ fn certificates_are_looked_into() {
     assert!(found[0].starts_with("f:3: identity.certificate: "), "{found:#?}");
     assert!(found[1].starts_with("f:5: identity.trust[0].roots[0]: "), "{found:#?}");
 }
+
+#[test]
+fn validate_says_what_is_there_or_what_is_wrong() {
+    use clap::Parser;
+    let folder = Folder::new();
+    let file = folder.write("weft.yaml", &with("", "  routes: [{name: a}]"));
+    let run = |more: &[&str]| {
+        let path = file.to_str().unwrap();
+        let args = [&["weft-proxy", "--config", path, "--validate"], more].concat();
+        weft_proxy::settings::Settings::parse_from(args).findings(false)
+    };
+    assert_eq!(run(&[]), (true, "ok: 1 listener, 1 service, 1 route\n".into()));
+    let (good, text) = run(&["-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(good && json["ok"] == true && json["counts"]["routes"] == 1, "{text}");
+    folder.write("weft.yaml", &with("", "  routs: []"));
+    let (good, text) = run(&[]);
+    assert!(!good);
+    assert_eq!(text, format!("{}:8: services[0].routs: unknown field (did you mean routes?)\n", file.display()));
+}
