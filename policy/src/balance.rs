@@ -49,11 +49,18 @@ pub enum Algorithm {
     /// The better of two by latency and requests in flight.
     P2cEwma(Ewma),
     /// The best of a few by requests in flight.
-    LeastRequest { choices: u32 },
+    LeastRequest {
+        choices: u32,
+    },
     RoundRobin,
     Random,
-    Ring { min: u32, max: u32 },
-    Maglev { table: u32 },
+    Ring {
+        min: u32,
+        max: u32,
+    },
+    Maglev {
+        table: u32,
+    },
 }
 
 impl Default for Algorithm {
@@ -89,11 +96,14 @@ impl Config {
             let word = f.or("algorithm", Word::P2c, |c| c.word(&words));
             let algorithm = match word {
                 Word::P2c => Algorithm::P2cEwma(Ewma::read(f)),
-                Word::Least => Algorithm::LeastRequest { choices: f.or("choices", 2, |c| c.int(1, 16).map(|n| n as u32)) },
+                Word::Least => {
+                    Algorithm::LeastRequest { choices: f.or("choices", 2, |c| c.int(1, 16).map(|n| n as u32)) }
+                }
                 Word::RoundRobin => Algorithm::RoundRobin,
                 Word::Random => Algorithm::Random,
                 Word::Ring => {
-                    let (min, max) = (f.or("minimumRingSize", 1024, size(MAX_RING)), f.opt("maximumRingSize", size(MAX_RING)));
+                    let (min, max) =
+                        (f.or("minimumRingSize", 1024, size(MAX_RING)), f.opt("maximumRingSize", size(MAX_RING)));
                     let max = max.unwrap_or(MAX_RING as u32);
                     if min > max {
                         return f.fail("minimumRingSize", "is above maximumRingSize", "at most maximumRingSize");
@@ -214,9 +224,17 @@ fn weights(endpoints: &[Arc<Endpoint>]) -> Vec<u32> {
     endpoints.iter().map(|e| weight(e)).collect()
 }
 
-/// The lowest cost among all that are open: where a few tries met none.
-fn cheapest(n: usize, open: Open<'_>, cost: impl Fn(usize) -> f64) -> Option<usize> {
-    (0..n).filter(|i| open(*i)).min_by(|a, b| cost(*a).total_cmp(&cost(*b)))
+/// The better of two drawn from those that are open: where a few tries met none.
+fn better_open(n: usize, random: u64, open: Open<'_>, cost: impl Fn(usize) -> f64) -> Option<usize> {
+    let count = (0..n).filter(|i| open(*i)).count();
+    let nth = |k: usize| (0..n).filter(|i| open(*i)).nth(k);
+    if count < 2 {
+        return nth(0);
+    }
+    let (a, b) = p2c::pair(count, random);
+    let better = [nth(a), nth(b)].into_iter().flatten().min_by(|a, b| cost(*a).total_cmp(&cost(*b)));
+    // Health is shared: fewer may be open now than were counted.
+    better.or_else(|| nth(0))
 }
 
 /// A number below `n` (above 0), from 64 random bits, without a division.
@@ -224,8 +242,11 @@ fn below(n: usize, random: u64) -> usize {
     ((u128::from(random) * n as u128) >> 64) as usize
 }
 
-/// The first that is open, going round from where the hash points.
-fn from_hash(hash: u64, n: usize, open: Open<'_>) -> Option<usize> {
+/// Every place once, going round from where the hash points.
+fn from_hash(hash: u64, n: usize) -> impl Iterator<Item = usize> {
     let from = below(n, hash);
-    (from..n).chain(0..from).find(|i| open(*i))
+    (from..n).chain(0..from)
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,7 +120,8 @@ impl State {
 
     /// Takes one retry. True without a budget, and for the form that does not count over time.
     pub fn try_withdraw(&self, now: Instant) -> bool {
-        let Some(Config::Rate { min_per_second, window, .. }) = Config::unpack(self.config.load(Ordering::Relaxed)) else {
+        let Some(Config::Rate { min_per_second, window, .. }) = Config::unpack(self.config.load(Ordering::Relaxed))
+        else {
             return true;
         };
         let (now, window) = (second(now), window.as_secs() as u32);
@@ -170,7 +171,8 @@ pub enum Refused {
 /// head or failure.
 pub fn retry(backend: &Arc<Backend>, now: Instant) -> Result<RetryPermit, Refused> {
     let (breaker, budget) = (&backend.breaker, &backend.budget);
-    if let Some(Config::Concurrent { percent, min_concurrency }) = Config::unpack(budget.config.load(Ordering::Relaxed)) {
+    if let Some(Config::Concurrent { percent, min_concurrency }) = Config::unpack(budget.config.load(Ordering::Relaxed))
+    {
         let active = u64::from(breaker.count(Resource::Request)) + u64::from(breaker.count(Resource::Pending));
         let share = (active * u64::from(percent) / 100).min(u32::MAX.into()) as u32;
         return match breaker.try_retry_within(share.max(min_concurrency)) {
@@ -180,4 +182,134 @@ pub fn retry(backend: &Arc<Backend>, now: Instant) -> Result<RetryPermit, Refuse
     }
     let permit = RetryPermit::take(backend).ok_or(Refused::Breaker)?;
     if budget.try_withdraw(now) { Ok(permit) } else { Err(Refused::Budget) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::breaker::{self, RequestPermit};
+    use crate::{backend, trial};
+    use std::sync::atomic::AtomicU32;
+
+    fn rate(percent: u32, min_per_second: u32, window: u64) -> Config {
+        Config::Rate { percent, min_per_second, window: Duration::from_secs(window) }
+    }
+
+    #[test]
+    fn reads_both_forms() {
+        let percent = ("percent", trial::int(25));
+        let node = trial::map([percent.clone(), ("minConcurrency", trial::int(3))]);
+        assert_eq!(trial::read(&node, Config::read), Ok(Config::Concurrent { percent: 25, min_concurrency: 3 }));
+        assert_eq!(trial::read(&trial::map([]), Config::read), Ok(Config::default()));
+        let node = trial::map([percent, ("minConcurrency", trial::int(3)), ("window", trial::text("5s"))]);
+        assert!(trial::read(&node, Config::read).unwrap_err().contains("does not go with"));
+        for bad in ["0s", "500ms", "61s"] {
+            assert!(trial::read(&trial::map([("window", trial::text(bad))]), Config::read).is_err(), "{bad}");
+        }
+        for config in [rate(1000, 1_000_000, 60), rate(0, 0, 1), Config::Concurrent { percent: 7, min_concurrency: 0 }]
+        {
+            assert_eq!(Config::unpack(Config::pack(Some(&config))), Some(config));
+        }
+        assert_eq!(Config::unpack(Config::pack(None)), None);
+    }
+
+    /// As observed of Linkerd: 10/s over 10 s are 100 at once, then none until they are forgotten.
+    #[test]
+    fn a_reserve_without_traffic() {
+        let start = Instant::now();
+        let state = State::new(Some(&Config::default()));
+        assert_eq!((0..500).filter(|_| state.try_withdraw(start)).count(), 100);
+        assert!(!state.try_withdraw(start + Duration::from_secs(9)));
+        let later = start + Duration::from_secs(12);
+        assert_eq!((0..500).filter(|_| state.try_withdraw(later)).count(), 100);
+    }
+
+    #[test]
+    fn deposits_buy_retries_and_are_forgotten() {
+        let start = Instant::now();
+        let state = State::new(Some(&rate(20, 0, 10)));
+        assert!(!state.try_withdraw(start));
+        (0..14).for_each(|_| state.deposit(start));
+        assert_eq!((0..10).filter(|_| state.try_withdraw(start)).count(), 2, "2.8 are 2");
+        state.deposit(start);
+        assert!(state.try_withdraw(start), "the rest was kept");
+        (0..500).for_each(|_| state.deposit(start));
+        assert!(!state.try_withdraw(start + Duration::from_secs(12)));
+    }
+
+    #[test]
+    fn a_config_change_keeps_the_ledger() {
+        let start = Instant::now();
+        let state = State::new(Some(&rate(20, 0, 10)));
+        (0..50).for_each(|_| state.deposit(start));
+        assert_eq!((0..4).filter(|_| state.try_withdraw(start)).count(), 4);
+        state.adopt(Some(&rate(50, 0, 30)));
+        assert_eq!((0..100).filter(|_| state.try_withdraw(start)).count(), 6, "10 in all");
+        state.adopt(None);
+        assert!(state.try_withdraw(start), "no budget");
+        state.adopt(Some(&rate(20, 0, 10)));
+        assert!(!state.try_withdraw(start), "spent as before");
+    }
+
+    /// PO-09: everything fails, and every failure wants another retry at once.
+    #[test]
+    fn total_failure_is_amplified_by_a_fifth() {
+        let start = Instant::now();
+        let state = State::new(Some(&Config::default()));
+        let mut per_second = vec![0u64; 60];
+        for ms in 0..60_000u64 {
+            let now = start + Duration::from_millis(ms);
+            state.deposit(now);
+            per_second[ms as usize / 1000] += (0..5).filter(|_| state.try_withdraw(now)).count() as u64;
+        }
+        let total: u64 = per_second.iter().sum();
+        // 20 % of 60 000, 10/s, and the reserve of the first window.
+        assert!(total <= 12_000 + 600 + 100, "{total}");
+        assert!(total >= 12_000 + 400, "{total}");
+        for window in per_second.windows(10) {
+            let used: u64 = window.iter().sum();
+            // The deposits of the window and of the seconds it touches, and one reserve.
+            assert!(used <= 12 * 200 + 100, "{used}");
+        }
+    }
+
+    #[test]
+    fn threads_never_overdraw() {
+        let now = Instant::now();
+        let state = State::new(Some(&Config::default()));
+        let taken = AtomicU32::new(0);
+        std::thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for _ in 0..2_000 {
+                        taken.fetch_add(state.try_withdraw(now) as u32, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        let rest = (0..200).filter(|_| state.try_withdraw(now)).count() as u32;
+        assert_eq!(taken.into_inner() + rest, 100);
+    }
+
+    #[test]
+    fn the_door_knows_both_caps() {
+        let now = Instant::now();
+        let breaker = breaker::Config { max_retries: Some(1), ..Default::default() };
+        let config = |budget| backend::Config { breaker: breaker.clone(), budget, ..Default::default() };
+        let b = trial::backend(config(Some(rate(0, 1, 2))));
+        let held = retry(&b, now).unwrap();
+        assert_eq!(retry(&b, now).unwrap_err(), Refused::Breaker);
+        drop(held);
+        drop(retry(&b, now).unwrap());
+        assert_eq!(retry(&b, now).unwrap_err(), Refused::Budget);
+        assert_eq!(b.breaker.count(Resource::Retry), 0, "a refusal holds nothing");
+
+        let b = trial::backend(config(Some(Config::Concurrent { percent: 20, min_concurrency: 3 })));
+        let held: Vec<_> = (0..3).map(|_| retry(&b, now).unwrap()).collect();
+        assert_eq!(retry(&b, now).unwrap_err(), Refused::Budget);
+        let requests: Vec<_> = (0..20).map(|_| RequestPermit::take(&b).unwrap()).collect();
+        let fourth = retry(&b, now).unwrap();
+        assert_eq!(retry(&b, now).unwrap_err(), Refused::Budget, "4 of 20");
+        drop((held, requests, fourth));
+    }
 }

@@ -58,13 +58,18 @@ impl Config {
                 expose: names(f, "exposeHeaders"),
                 max_age: f.opt("maxAge", |c| c.duration()).map(|d| d.as_secs()),
                 credentials: f.or("allowCredentials", false, |c| c.bool()),
-                ignore_unmatched: f.or("unmatchedPreflights", false, |c| c.word(&[("forward", false), ("ignore", true)])),
+                ignore_unmatched: f
+                    .or("unmatchedPreflights", false, |c| c.word(&[("forward", false), ("ignore", true)])),
             };
             if config.origins.is_empty() {
                 return f.fail("allowOrigins", "allows nobody", "origins as in https://shop.example.com, or \"*\"");
             }
             if config.credentials && config.origins.contains(&StringMatch::Present) {
-                f.warn("allowCredentials", "any site can act as the user, since every origin is allowed", "name the origins");
+                f.warn(
+                    "allowCredentials",
+                    "any site can act as the user, since every origin is allowed",
+                    "name the origins",
+                );
             }
             Some(config)
         })
@@ -72,7 +77,8 @@ impl Config {
 
     pub fn decide(&self, r: &RequestView<'_>) -> Decision {
         let Some(origin) = r.fields.first("origin").filter(|o| !o.is_empty()) else { return Decision::Pass };
-        let preflight = r.method == "OPTIONS" && r.fields.first("access-control-request-method").is_some_and(|m| !m.is_empty());
+        let preflight =
+            r.method == "OPTIONS" && r.fields.first("access-control-request-method").is_some_and(|m| !m.is_empty());
         let allowed = self.origins.iter().any(|o| o.matches(origin));
         match (allowed, preflight) {
             (true, true) => Decision::Preflight,
@@ -119,7 +125,114 @@ impl Config {
 fn names(f: &mut crate::doc::Fields<'_, '_>, field: &'static str) -> Box<str> {
     let names = f.list(field, |c| {
         let name = c.text()?;
-        if is_name(&name) { Some(name) } else { c.fail(format!("{name:?} is not a name"), "one name per entry, or \"*\"") }
+        if is_name(&name) {
+            Some(name)
+        } else {
+            c.fail(format!("{name:?} is not a name"), "one name per entry, or \"*\"")
+        }
     });
     names.join(",").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{List, read, view, warnings};
+
+    const FULL: &str = r#"{"allowOrigins": ["https://shop.example", {"regex": "https://.*\\.test"}], "allowMethods": ["GET", "POST"],
+        "allowHeaders": ["x-a"], "exposeHeaders": ["x-b", "x-c"], "maxAge": "24h", "allowCredentials": true}"#;
+
+    #[test]
+    fn decisions() {
+        let forward = read(Config::read, FULL).unwrap();
+        let ignore = Config { ignore_unmatched: true, ..forward.clone() };
+        let (asks, none) = (("access-control-request-method", "PUT"), ("x", ""));
+        for (method, origin, ask, expected, ignoring) in [
+            ("GET", "", none, Decision::Pass, Decision::Pass),
+            ("GET", "https://shop.example", none, Decision::Mark, Decision::Mark),
+            ("GET", "https://shop.example", asks, Decision::Mark, Decision::Mark),
+            ("OPTIONS", "https://shop.example", none, Decision::Mark, Decision::Mark),
+            ("OPTIONS", "https://shop.example", asks, Decision::Preflight, Decision::Preflight),
+            ("OPTIONS", "https://a.test", asks, Decision::Preflight, Decision::Preflight),
+            ("OPTIONS", "https://a.test.evil", asks, Decision::Pass, Decision::Refuse),
+            ("OPTIONS", "https://evil", asks, Decision::Pass, Decision::Refuse),
+            ("OPTIONS", "https://evil", none, Decision::Pass, Decision::Pass),
+            ("OPTIONS", "null", asks, Decision::Pass, Decision::Refuse),
+            ("GET", "https://evil", none, Decision::Pass, Decision::Pass),
+            ("OPTIONS", "", asks, Decision::Pass, Decision::Pass),
+        ] {
+            let mut fields = List::of(&[ask]);
+            if !origin.is_empty() {
+                fields.append("origin", origin.as_bytes());
+            }
+            let request = RequestView { method, ..view("echo", "/", &fields) };
+            assert_eq!(forward.decide(&request), expected, "{method} {origin} {ask:?}");
+            assert_eq!(ignore.decide(&request), ignoring, "{method} {origin} {ask:?}");
+        }
+    }
+
+    #[test]
+    fn fields_of_answers() {
+        let config = read(Config::read, FULL).unwrap();
+        let request = List::of(&[("origin", "https://shop.example"), ("access-control-request-method", "PUT")]);
+        let mut out = List::default();
+        config.preflight(&request, &mut out);
+        let expected = [
+            ("access-control-allow-origin", "https://shop.example"),
+            ("access-control-allow-credentials", "true"),
+            ("access-control-allow-methods", "GET,POST"),
+            ("access-control-allow-headers", "x-a"),
+            ("access-control-max-age", "86400"),
+        ];
+        assert_eq!(out, List::of(&expected));
+
+        let mut response = List::of(&[("access-control-allow-origin", "*"), ("etag", "1")]);
+        config.allow(b"https://shop.example", &mut response);
+        let expected = [
+            ("etag", "1"),
+            ("access-control-allow-origin", "https://shop.example"),
+            ("access-control-allow-credentials", "true"),
+            ("access-control-expose-headers", "x-b,x-c"),
+        ];
+        assert_eq!(response, List::of(&expected));
+
+        let little = read(Config::read, r#"{"allowOrigins": ["*"]}"#).unwrap();
+        let mut out = List::default();
+        little.preflight(&request, &mut out);
+        assert_eq!(out, List::of(&[("access-control-allow-origin", "https://shop.example")]));
+    }
+
+    #[test]
+    fn wildcards_with_credentials_name_what_was_asked() {
+        let all = r#"{"allowOrigins": ["https://a"], "allowMethods": ["*"], "allowHeaders": ["*"], "allowCredentials": true}"#;
+        let config = read(Config::read, all).unwrap();
+        let asked = [
+            ("origin", "https://a"),
+            ("access-control-request-method", "PUT"),
+            ("access-control-request-headers", "x,y"),
+        ];
+        let mut out = List::default();
+        config.preflight(&List::of(&asked), &mut out);
+        assert_eq!(out.first("access-control-allow-methods"), Some(&b"PUT"[..]));
+        assert_eq!(out.first("access-control-allow-headers"), Some(&b"x,y"[..]));
+        let open = Config { credentials: false, ..config };
+        open.preflight(&List::of(&asked), &mut out);
+        assert_eq!(out.first("access-control-allow-methods"), Some(&b"*"[..]));
+    }
+
+    #[test]
+    fn reading() {
+        for bad in [
+            r#"{}"#,
+            r#"{"allowOrigins": []}"#,
+            r#"{"allowOrigins": ["a"], "allowMethods": ["GET POST"]}"#,
+            r#"{"allowOrigins": ["a"], "allowHeaders": ["a\r\n"]}"#,
+            r#"{"allowOrigins": ["a"], "maxAge": "soon"}"#,
+            r#"{"allowOrigins": ["a"], "unmatchedPreflights": "drop"}"#,
+            r#"{"allowOrigin": ["a"]}"#,
+        ] {
+            assert!(read(Config::read, bad).is_err(), "{bad}");
+        }
+        assert_eq!(warnings(Config::read, r#"{"allowOrigins": ["*"], "allowCredentials": true}"#).len(), 1);
+    }
 }

@@ -65,3 +65,48 @@ impl Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{List, read};
+
+    #[test]
+    fn answers() {
+        let vars = headers::Vars {
+            remote: [10, 0, 0, 9].into(),
+            protocol: "HTTP/2",
+            authority: "a",
+            method: "GET",
+            path: "/",
+            request: None,
+        };
+        for (json, status, body, fields) in [
+            (r#"{"status": 418}"#, 418, "", &[][..]),
+            (r#"{"status": 200, "body": "hello"}"#, 200, "hello", &[("content-type", "text/plain")]),
+            (
+                r#"{"status": 503, "body": "{}", "headers": {"Content-Type": "application/json", "x": "%PROTOCOL%"}}"#,
+                503,
+                "{}",
+                &[("content-type", "application/json"), ("x", "HTTP/2")],
+            ),
+        ] {
+            let config = read(Config::read, json).unwrap_or_else(|e| panic!("{json}: {e:?}"));
+            let mut out = List::default();
+            config.headers(&mut out, &vars);
+            out.0.sort();
+            assert_eq!((config.status, &config.body[..], out), (status, body.as_bytes(), List::of(fields)), "{json}");
+        }
+        for bad in [
+            r#"{}"#,
+            r#"{"status": 100}"#,
+            r#"{"status": 600}"#,
+            r#"{"status": 204, "body": "x"}"#,
+            r#"{"status": 200, "headers": {"content-length": "3"}}"#,
+            r#"{"status": 200, "boddy": "x"}"#,
+        ] {
+            assert!(read(Config::read, bad).is_err(), "{bad}");
+        }
+        assert_eq!(Config::new(200, b"x"), read(Config::read, r#"{"status": 200, "body": "x"}"#).unwrap());
+    }
+}

@@ -122,3 +122,58 @@ fn grpc_status(c: &mut Cursor<'_, '_>) -> Option<u8> {
         _ => c.word(&GRPC),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Xorshift, read, warnings};
+
+    #[test]
+    fn shares_are_independent() {
+        let json = r#"{"delay": {"percent": 50, "fixed": "2s"}, "abort": {"percent": 20, "status": 503}}"#;
+        let config = read(Config::read, json).unwrap();
+        let mut random = Xorshift(11);
+        let (mut delayed, mut aborted, mut both) = (0, 0, 0);
+        for _ in 0..100_000 {
+            let decision = config.decide(random.next(), random.next());
+            delayed += i32::from(decision.delay == Some(Duration::from_secs(2)));
+            aborted += i32::from(decision.abort == Some(AbortWith::Http(503)));
+            both += i32::from(decision.delay.is_some() && decision.abort.is_some());
+        }
+        assert!((delayed - 50_000).abs() < 1000 && (aborted - 20_000).abs() < 1000 && (both - 10_000).abs() < 700);
+    }
+
+    #[test]
+    fn no_share_is_never() {
+        let json = r#"{"delay": {"fixed": "2s"}, "abort": {"status": 503}}"#;
+        let config = read(Config::read, json).unwrap();
+        assert_eq!(config.decide(0, 0), Decision::default());
+        assert_eq!(warnings(Config::read, json).len(), 2);
+        let always = read(Config::read, r#"{"delay": {"percent": 100, "fixed": "1s"}}"#).unwrap();
+        assert_eq!(always.decide(u64::MAX, 0), Decision { delay: Some(Duration::from_secs(1)), abort: None });
+        let zero = read(Config::read, r#"{"abort": {"percent": 0, "status": 503}}"#).unwrap();
+        assert_eq!(zero.decide(0, 0).abort, None);
+    }
+
+    #[test]
+    fn reading() {
+        for (status, expected) in [("\"UNAVAILABLE\"", 14), ("8", 8), ("\"OK\"", 0)] {
+            let config =
+                read(Config::read, &format!(r#"{{"abort": {{"percent": 100, "grpcStatus": {status}}}}}"#)).unwrap();
+            assert_eq!(config.decide(0, 0).abort, Some(AbortWith::Grpc(expected)));
+        }
+        for bad in [
+            r#"{}"#,
+            r#"{"delay": {"percent": 5}}"#,
+            r#"{"delay": {"percent": 5, "fixed": "0s"}}"#,
+            r#"{"abort": {"percent": 5}}"#,
+            r#"{"abort": {"percent": 5, "status": 503, "grpcStatus": 14}}"#,
+            r#"{"abort": {"percent": 5, "status": 99}}"#,
+            r#"{"abort": {"percent": 5, "grpcStatus": "DOWN"}}"#,
+            r#"{"abort": {"percent": 500, "status": 503}}"#,
+            r#"{"delays": {}}"#,
+        ] {
+            assert!(read(Config::read, bad).is_err(), "{bad}");
+        }
+    }
+}

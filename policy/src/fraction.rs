@@ -29,7 +29,11 @@ impl Fraction {
             let denominator = f.or("denominator", 100, |c| c.int(1, u32::MAX.into()).map(|i| i as u32));
             let numerator = numerator?;
             if numerator > denominator {
-                return f.fail("numerator", "is more than the whole", "at most the denominator, which is 100 unless given");
+                return f.fail(
+                    "numerator",
+                    "is more than the whole",
+                    "at most the denominator, which is 100 unless given",
+                );
             }
             Some(Self::of(numerator, denominator))
         })
@@ -57,7 +61,10 @@ mod tests {
             (Fraction::of(1, 3), 33_333),
         ] {
             let taken = (0..100_000).filter(|_| fraction.takes(random.next())).count() as i64;
-            assert!((taken - expected).abs() <= 700 * i64::from(expected > 0 && expected < 100_000), "{fraction:?} {taken}");
+            assert!(
+                (taken - expected).abs() <= 700 * i64::from(expected > 0 && expected < 100_000),
+                "{fraction:?} {taken}"
+            );
         }
         assert!(Fraction::ALWAYS.takes(u64::MAX) && !Fraction::NEVER.takes(0));
     }

@@ -143,7 +143,12 @@ impl Value {
     }
 
     /// The value as bytes, unless it is empty for want of what its variables name.
-    pub(crate) fn with(&self, fields: &mut dyn FieldsMut, vars: &Vars<'_>, write: impl FnOnce(&mut dyn FieldsMut, &[u8])) {
+    pub(crate) fn with(
+        &self,
+        fields: &mut dyn FieldsMut,
+        vars: &Vars<'_>,
+        write: impl FnOnce(&mut dyn FieldsMut, &[u8]),
+    ) {
         match &self.0[..] {
             [] => write(fields, b""),
             [Part::Literal(text)] => write(fields, text.as_bytes()),
@@ -223,5 +228,105 @@ fn variable(word: &str) -> Option<Part> {
         ":method" => Some(Part::Method),
         ":path" => Some(Part::Path),
         _ => is_name(&name).then(|| Part::Field(name.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{List, read, warnings};
+
+    fn vars(request: Option<&dyn Fields>) -> Vars<'_> {
+        Vars {
+            remote: [10, 0, 0, 9].into(),
+            protocol: "HTTP/1.1",
+            authority: "echo:80",
+            method: "GET",
+            path: "/a?b",
+            request,
+        }
+    }
+
+    #[test]
+    fn removed_then_set_then_added() {
+        let config = r#"{"remove": ["A", "content-type"], "set": {"A": "1", "X-B": "2"}, "add": {"c": "3"}}"#;
+        let config = read(Config::read, config).unwrap();
+        let mut fields =
+            List::of(&[("a", "old"), ("x-b", "x"), ("x-b", "y"), ("c", "0"), ("content-type", "text/html")]);
+        config.apply(&mut fields, &vars(None));
+        let expected = [("c", "0"), ("a", "1"), ("x-b", "2"), ("c", "3")];
+        assert_eq!(fields, List::of(&expected));
+        assert!(!config.is_empty() && Config::default().is_empty());
+    }
+
+    #[test]
+    fn variables() {
+        let request = List::of(&[("x-user", "jason"), ("x-user", "eve")]);
+        for (value, expected) in [
+            ("plain", Some("plain")),
+            ("", Some("")),
+            ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", Some("10.0.0.9")),
+            ("<%PROTOCOL%>", Some("<HTTP/1.1>")),
+            ("%REQ(X-User)%!", Some("jason!")),
+            ("%REQ(:path)% %REQ(:AUTHORITY)% %REQ(:method)%", Some("/a?b echo:80 GET")),
+            ("%REQ(x-none)%", None),
+            ("a%REQ(x-none)%b", Some("ab")),
+            ("100%%", Some("100%")),
+            ("%%REQ(x-user)%%", Some("%REQ(x-user)%")),
+            ("%START_TIME%", Some("%START_TIME%")),
+            ("%REQ(a b)%", Some("%REQ(a b)%")),
+            ("5%", Some("5%")),
+        ] {
+            let config = read(Config::read, &format!(r#"{{"set": {{"x": "{value}"}}}}"#)).unwrap();
+            let mut response = List::of(&[("x-user", "response")]);
+            config.apply(&mut response, &vars(Some(&request)));
+            assert_eq!(response.first("x"), expected.map(str::as_bytes), "{value}");
+        }
+        let mut own = List::of(&[("x-user", "own")]);
+        let config = read(Config::read, r#"{"set": {"x-copy": "%REQ(x-user)%"}}"#).unwrap();
+        config.apply(&mut own, &vars(None));
+        assert_eq!(own.first("x-copy"), Some(&b"own"[..]));
+        assert!(warnings(Config::read, r#"{"set": {"x": "%START_TIME%"}}"#)[0].contains("%START_TIME% is not known"));
+        assert!(warnings(Config::read, r#"{"set": {"x": "5%"}}"#)[0].contains("%%"));
+        assert!(warnings(Config::read, r#"{"set": {"x": "100%%"}}"#).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_changed() {
+        for name in [
+            "Host",
+            ":authority",
+            ":path",
+            ":status",
+            "Content-Length",
+            "transfer-encoding",
+            "connection",
+            "keep-alive",
+            "proxy-connection",
+            "te",
+            "trailer",
+            "upgrade",
+            "",
+            "a b",
+            "a:",
+            "a\\r\\n",
+            "ä",
+        ] {
+            for json in [
+                format!(r#"{{"set": {{"{name}": "x"}}}}"#),
+                format!(r#"{{"add": {{"{name}": "x"}}}}"#),
+                format!(r#"{{"remove": ["{name}"]}}"#),
+            ] {
+                assert!(read(Config::read, &json).is_err(), "{json}");
+            }
+        }
+        for value in ["a\\r\\nb: c", "a\\u0000", "\\u007f", " a", "a ", "\\t"] {
+            assert!(read(Config::read, &format!(r#"{{"set": {{"x": "{value}"}}}}"#)).is_err(), "{value}");
+        }
+        assert!(read(Config::read, r#"{"set": {"x": "a\tb é"}}"#).is_ok());
+        let twice = read(Config::read, r#"{"set": {"a": "1", "A": "2"}}"#).unwrap_err();
+        assert!(twice[0].contains("a is there twice"), "{twice:?}");
+        assert!(read(Config::read, r#"{"set": {"a": "1"}, "add": {"a": "2"}}"#).is_err());
+        assert!(read(Config::read, r#"{"host": "x"}"#).is_err());
     }
 }

@@ -39,4 +39,6 @@ pub mod telemetry;
 #[cfg(test)]
 mod testing;
 pub mod timeout;
+#[cfg(test)]
+mod trial;
 pub mod view;

@@ -54,7 +54,10 @@ impl Pattern {
         let source = c.text()?;
         match Self::parse(&source) {
             Ok(pattern) => Some(pattern),
-            Err(why) => c.fail(why, "a regex of RE2's syntax, which matches the whole text; it has no look-around or back-references"),
+            Err(why) => c.fail(
+                why,
+                "a regex of RE2's syntax, which matches the whole text; it has no look-around or back-references",
+            ),
         }
     }
 
@@ -88,7 +91,10 @@ pub(crate) fn compile(source: &str, ignore_case: bool) -> Result<Regex, String> 
     }
     Regex::builder()
         .configure(
-            meta::Config::new().nfa_size_limit(Some(MAX_COMPILED)).hybrid_cache_capacity(512 << 10).onepass_size_limit(Some(64 << 10)),
+            meta::Config::new()
+                .nfa_size_limit(Some(MAX_COMPILED))
+                .hybrid_cache_capacity(512 << 10)
+                .onepass_size_limit(Some(64 << 10)),
         )
         .syntax(syntax::Config::new().case_insensitive(ignore_case).nest_limit(64))
         .build(source)
@@ -96,7 +102,10 @@ pub(crate) fn compile(source: &str, ignore_case: bool) -> Result<Regex, String> 
             Some(_) => "the regex is too large when compiled: use smaller counts or ASCII classes".to_string(),
             // The parser draws the pattern with a caret; only its last line says what is wrong.
             None => match e.syntax_error().map(|e| e.to_string()) {
-                Some(text) => format!("the regex is not valid: {}", text.lines().last().unwrap_or("").trim_start_matches("error: ")),
+                Some(text) => format!(
+                    "the regex is not valid: {}",
+                    text.lines().last().unwrap_or("").trim_start_matches("error: ")
+                ),
                 None => format!("the regex cannot be compiled: {e}"),
             },
         })
@@ -147,11 +156,13 @@ impl StringMatch {
             return c.text().map(|t| Self::exact(&t));
         }
         c.fields(|f| {
+            let absent = f.opt("present", |c| c.bool()) == Some(false);
+            let found = Self::read_from(f);
             one_of(f, &["exact", "prefix", "suffix", "regex", "present"])?;
-            if f.opt("present", |c| c.bool()) == Some(false) {
-                return f.fail("present", "false is not understood here", "{not: {present: true}}");
+            if absent {
+                return f.fail("present", "false is not understood here", "another condition");
             }
-            Self::read_from(f)
+            found
         })
     }
 
@@ -159,13 +170,11 @@ impl StringMatch {
     fn read_from(f: &mut Map<'_, '_>) -> Option<Self> {
         let fold = f.or("ignoreCase", false, |c| c.bool());
         let text = |c: &mut Cursor<'_, '_>| c.text().map(|t| Text { text: t.into(), ignore_case: fold });
-        if fold && f.has("regex") {
-            return f.fail("ignoreCase", "is not for a regex", "start the regex with (?i)");
-        }
         let found = f.opt("exact", text).map(Self::Exact);
         let found = found.or(f.opt("prefix", text).map(Self::Prefix));
         let found = found.or(f.opt("suffix", text).map(Self::Suffix));
         let found = found.or(f.opt("regex", Pattern::read).map(Self::Regex));
+        folds_no_regex(f, fold)?;
         Some(found.unwrap_or(Self::Present))
     }
 
@@ -204,7 +213,14 @@ impl StringMatch {
     }
 }
 
-/// Whether one of the fields is there; more than one is an error.
+fn folds_no_regex(f: &mut Map<'_, '_>, fold: bool) -> Option<()> {
+    match fold && f.has("regex") {
+        true => f.fail("ignoreCase", "is not for a regex", "start the regex with (?i)"),
+        false => Some(()),
+    }
+}
+
+/// Whether one of the fields is there; more than one is an error. (Asked last: a field nobody asked for is unknown.)
 fn one_of(f: &mut Map<'_, '_>, names: &[&'static str]) -> Option<bool> {
     let mut there = names.iter().filter(|n| f.has(n));
     let (first, second) = (there.next(), there.next());
@@ -238,7 +254,8 @@ impl PathMatch {
     }
 
     pub fn read(c: &mut Cursor<'_, '_>) -> Option<Self> {
-        const HINT: &str = "one of {exact: /a}, {pathPrefix: /a} (whole segments), {prefix: /a} (any text) and {regex: ...}";
+        const HINT: &str =
+            "one of {exact: /a}, {pathPrefix: /a} (whole segments), {prefix: /a} (any text) and {regex: ...}";
         if !matches!(c.node.value, Value::Map(_)) {
             return c.fail("a path match says how it compares", HINT);
         }
@@ -263,19 +280,18 @@ impl PathMatch {
                 }
                 Some(Text { text: text.into(), ignore_case: fold })
             };
-            if !one_of(f, &["exact", "pathPrefix", "prefix", "regex"])? {
-                return f.fail("", "a path match needs a condition", HINT);
-            }
             let found = f.opt("exact", |c| text(c, "")).map(Self::Exact);
             // A textual prefix may stop within a segment, so what follows it is not known.
             let found = found.or(f.opt("prefix", |c| text(c, "x")).map(Self::Prefix));
-            let found = found.or(f.opt("pathPrefix", |c| text(c, "")).map(|t| {
-                Self::PathPrefix(Text { text: t.text.trim_end_matches('/').into(), ignore_case: fold })
-            }));
-            if fold && f.has("regex") {
-                return f.fail("ignoreCase", "is not for a regex", "start the regex with (?i)");
+            let found = found.or(f
+                .opt("pathPrefix", |c| text(c, ""))
+                .map(|t| Self::PathPrefix(Text { text: t.text.trim_end_matches('/').into(), ignore_case: fold })));
+            let found = found.or(f.opt("regex", Pattern::read).map(Self::Regex));
+            folds_no_regex(f, fold)?;
+            match one_of(f, &["exact", "pathPrefix", "prefix", "regex"])? {
+                true => found,
+                false => f.fail("", "a path match needs a condition", HINT),
             }
-            found.or(f.opt("regex", Pattern::read).map(Self::Regex))
         })
     }
 
@@ -316,13 +332,11 @@ impl FieldMatch {
             return c.text().map(|t| of(StringMatch::exact(&t), false));
         }
         c.fields(|f| {
-            one_of(f, &["exact", "prefix", "suffix", "regex", "present", "not"])?;
-            if f.has("not") {
-                return f.opt("not", StringMatch::read).map(|value| of(value, true));
-            }
-            f.opt("not", |_| Some(()));
+            let not = f.opt("not", StringMatch::read).map(|value| of(value, true));
             let absent = f.opt("present", |c| c.bool()) == Some(false);
-            StringMatch::read_from(f).map(|value| of(value, absent))
+            let plain = StringMatch::read_from(f).map(|value| of(value, absent));
+            one_of(f, &["exact", "prefix", "suffix", "regex", "present", "not"])?;
+            if f.has("not") { not } else { plain }
         })
     }
 
@@ -342,6 +356,13 @@ impl FieldMatch {
             return c.fail(format!("{name:?} is not a header name"), "letters, digits and -, as in x-user");
         }
         Self::read(&lower, c)
+    }
+
+    fn read_parameter(name: &str, c: &mut Cursor<'_, '_>) -> Option<Self> {
+        if name.is_empty() || !name.bytes().all(|b| b > b' ' && b < 0x7f && !matches!(b, b'&' | b'=' | b'#')) {
+            return c.fail(format!("{name:?} is not a parameter's name"), "the name as it is written in queries");
+        }
+        Self::read(name, c)
     }
 
     fn verdict(&self, decided: Option<bool>) -> bool {
@@ -396,12 +417,6 @@ pub struct RequestMatch {
 impl RequestMatch {
     pub fn read(c: &mut Cursor<'_, '_>) -> Option<Self> {
         c.fields(|f| {
-            let headers: Vec<FieldMatch> = f.opt("headers", |c| c.entries(FieldMatch::read_header)).map(values).unwrap_or_default();
-            for (i, header) in headers.iter().enumerate() {
-                if headers[..i].iter().any(|h| h.name == header.name) {
-                    return f.fail("headers", format!("{} is there twice", header.name), "one condition for each name");
-                }
-            }
             Some(Self {
                 path: f.opt("path", PathMatch::read),
                 method: f.opt("method", StringMatch::read),
@@ -410,15 +425,16 @@ impl RequestMatch {
                     Ok(host) => Some(host),
                     Err(why) => c.fail(why, ""),
                 }),
-                headers,
-                query: f.opt("query", |c| c.entries(FieldMatch::read)).map(values).unwrap_or_default(),
+                headers: f.opt("headers", headers).unwrap_or_default(),
+                query: f.opt("query", |c| c.entries(FieldMatch::read_parameter)).map(values).unwrap_or_default(),
                 port: f.opt("port", |c| c.port()),
             })
         })
     }
 
     pub fn matches(&self, r: &RequestView<'_>) -> bool {
-        let text = |matcher: &Option<StringMatch>, value: &str| matcher.as_ref().is_none_or(|m| m.matches(value.as_bytes()));
+        let text =
+            |matcher: &Option<StringMatch>, value: &str| matcher.as_ref().is_none_or(|m| m.matches(value.as_bytes()));
         self.path.as_ref().is_none_or(|p| p.matches(r.path))
             && text(&self.method, r.method)
             && text(&self.host, r.host)
@@ -429,6 +445,19 @@ impl RequestMatch {
     }
 }
 
+fn headers(c: &mut Cursor<'_, '_>) -> Option<Vec<FieldMatch>> {
+    let headers = values(c.entries(FieldMatch::read_header)?);
+    for (i, header) in headers.iter().enumerate() {
+        if headers[..i].iter().any(|h| h.name == header.name) {
+            return c.fail(format!("{} is there twice", header.name), "one condition for each name");
+        }
+    }
+    Some(headers)
+}
+
 fn values<T>(entries: Vec<(String, T)>) -> Vec<T> {
     entries.into_iter().map(|(_, value)| value).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,14 +31,11 @@ impl Config {
             let backend = f.req("to", BackendRef::read);
             let percent = f.opt("percent", Fraction::read);
             let fraction = f.opt("fraction", Fraction::read);
+            let max_in_flight = f.or("maxInFlight", MAX_IN_FLIGHT, |c| c.u32());
             if percent.is_some() && fraction.is_some() {
                 return f.fail("fraction", "is not needed beside `percent`", "one of the two");
             }
-            Some(Self {
-                max_in_flight: f.or("maxInFlight", MAX_IN_FLIGHT, |c| c.u32()),
-                backend: backend?,
-                fraction: percent.or(fraction).unwrap_or(Fraction::ALWAYS),
-            })
+            Some(Self { backend: backend?, fraction: percent.or(fraction).unwrap_or(Fraction::ALWAYS), max_in_flight })
         })
     }
 
@@ -72,5 +69,50 @@ pub struct Permit(Arc<State>);
 impl Drop for Permit {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Xorshift, read};
+
+    #[test]
+    fn reading() {
+        let config = read(Config::read, r#"{"to": "shadow.next", "percent": 25, "maxInFlight": 2}"#).unwrap();
+        assert_eq!(config.backend.namespace.as_deref(), Some("next"));
+        assert_eq!((config.fraction, config.max_in_flight), (Fraction::of(1, 4), 2));
+        let plain = read(Config::read, r#"{"to": {"service": "a", "subset": "v2"}}"#).unwrap();
+        assert_eq!((plain.fraction, plain.max_in_flight), (Fraction::ALWAYS, MAX_IN_FLIGHT));
+        let third = read(Config::read, r#"{"to": "a", "fraction": {"numerator": 1, "denominator": 3}}"#).unwrap();
+        assert_eq!(third.fraction, Fraction::of(1, 3));
+        for bad in [
+            r#"{}"#,
+            r#"{"to": "a", "percent": 101}"#,
+            r#"{"to": "a", "percent": 5, "fraction": 5}"#,
+            r#"{"to": "A b"}"#,
+        ] {
+            assert!(read(Config::read, bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares_and_the_cap() {
+        let config = read(Config::read, r#"{"to": "a", "percent": 25, "maxInFlight": 2}"#).unwrap();
+        let mut random = Xorshift(3);
+        let taken = (0..10_000).filter(|_| config.decide(random.next())).count();
+        assert!((2300..2700).contains(&taken), "{taken}");
+
+        let state = Arc::new(State::default());
+        let first = state.start(&config).unwrap();
+        let second = state.start(&config).unwrap();
+        assert!(state.start(&config).is_none());
+        assert_eq!(state.in_flight(), 2);
+        drop(first);
+        let third = state.start(&config);
+        assert!(third.is_some() && state.start(&config).is_none());
+        drop((second, third));
+        assert_eq!(state.in_flight(), 0);
+        assert!(state.start(&Config { max_in_flight: 0, ..config }).is_none());
     }
 }

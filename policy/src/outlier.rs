@@ -573,3 +573,6 @@ impl Look {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

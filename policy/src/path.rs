@@ -162,3 +162,169 @@ fn resolve_dots(path: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Xorshift;
+
+    #[test]
+    fn table() {
+        let cases = [
+            // clean
+            ("/", "/"),
+            ("", "/"),
+            ("*", "*"),
+            ("/a", "/a"),
+            ("/a/b/", "/a/b/"),
+            ("/a.b/.c/d./..e/f../...", "/a.b/.c/d./..e/f../..."),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a-b_c~d!$&'()*+,;=:@", "/a-b_c~d!$&'()*+,;=:@"),
+            ("/A/b", "/A/b"),
+            ("/a|b^c[d]", "/a|b^c[d]"),
+            // dot segments
+            ("/.", "/"),
+            ("/./", "/"),
+            ("/..", "/"),
+            ("/../", "/"),
+            ("/../../..", "/"),
+            ("/a/.", "/a/"),
+            ("/a/..", "/"),
+            ("/a/b/..", "/a/"),
+            ("/a/b/../", "/a/"),
+            ("/a/./b", "/a/b"),
+            ("/./admin", "/admin"),
+            ("/x/../admin", "/admin"),
+            ("/a/b/../../c", "/c"),
+            ("/a/../../b", "/b"),
+            ("/../admin", "/admin"),
+            ("/a/.../b", "/a/.../b"),
+            ("/a/..b", "/a/..b"),
+            // empty segments stay
+            ("//", "//"),
+            ("//admin", "//admin"),
+            ("/a//b", "/a//b"),
+            ("/a//../b", "/a/b"),
+            ("/a/..//b", "//b"),
+            ("//../a", "/a"),
+            ("/a///", "/a///"),
+            // unreserved characters are decoded
+            ("/%61dmin", "/admin"),
+            ("/%41", "/A"),
+            ("/%7Ea", "/~a"),
+            ("/%7ea", "/~a"),
+            ("/%2D%5F%2E", "/-_."),
+            ("/%30%39", "/09"),
+            ("/%2e%2e/admin", "/admin"),
+            ("/%2E%2E/admin", "/admin"),
+            ("/a/%2e/b", "/a/b"),
+            ("/a/.%2e/b", "/b"),
+            ("/a/%2e%2e", "/"),
+            // other escapes stay, with their case
+            ("/admin%2fx", "/admin%2fx"),
+            ("/admin%2Fx", "/admin%2Fx"),
+            ("/a%5cb", "/a%5cb"),
+            ("/a%20b", "/a%20b"),
+            ("/a%3fb", "/a%3fb"),
+            ("/a%23b", "/a%23b"),
+            ("/a%3Bb", "/a%3Bb"),
+            ("/a%0ab", "/a%0ab"),
+            ("/%e4%bd%a0", "/%e4%bd%a0"),
+            ("/%252e%252e/a", "/%252e%252e/a"),
+            ("/%25%32%65", "/%252e"),
+            ("/..%2fadmin", "/..%2fadmin"),
+            ("/%2e%2e%2fadmin", "/..%2fadmin"),
+            // path parameters stay
+            ("/a;x=y/b", "/a;x=y/b"),
+            ("/;/admin", "/;/admin"),
+            ("/a/..;x=y/b", "/a/..;x=y/b"),
+            ("/a/..;/b", "/a/..;/b"),
+            // backslashes
+            ("/a\\b", "/a/b"),
+            ("\\a", "/a"),
+            ("/a\\..\\b", "/b"),
+            ("/a/..\\b", "/b"),
+            // escaped where it must not stand in a path
+            ("/a\"b", "/a%22b"),
+            ("/<a>", "/%3Ca%3E"),
+            ("/{a}", "/%7Ba%7D"),
+            ("/`", "/%60"),
+            ("/ä", "/%C3%A4"),
+            ("/你/../x", "/x"),
+        ];
+        assert!(cases.len() >= 60);
+        for (path, expected) in cases {
+            assert_eq!(canonical(path).as_deref(), Ok(expected), "{path}");
+            assert_eq!(
+                canonical(expected).map(|p| matches!(p, Cow::Borrowed(_))),
+                Ok(true),
+                "{path} is not a fixed point"
+            );
+        }
+    }
+
+    #[test]
+    fn refused() {
+        let cases = [
+            ("a", PathError::NotAbsolute),
+            ("http://x/", PathError::NotAbsolute),
+            ("%2fa", PathError::NotAbsolute),
+            (".", PathError::NotAbsolute),
+            ("**", PathError::NotAbsolute),
+            ("/ok%00admin", PathError::Nul),
+            ("/%00", PathError::Nul),
+            ("/%", PathError::Escape),
+            ("/%2", PathError::Escape),
+            ("/%zz", PathError::Escape),
+            ("/%%35", PathError::Escape),
+            ("/%2%35", PathError::Escape),
+            ("/%+1", PathError::Escape),
+            ("/%u0041", PathError::Escape),
+            ("/a b", PathError::Byte),
+            ("/a\tb", PathError::Byte),
+            ("/a\r\nb", PathError::Byte),
+            ("/a\0b", PathError::Byte),
+            ("/a\u{7f}", PathError::Byte),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(canonical(path), Err(expected), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn targets() {
+        for (target, path, query) in [
+            ("/a?b", "/a", Some("b")),
+            ("/a?", "/a", Some("")),
+            ("/a?b?c=/../", "/a", Some("b?c=/../")),
+            ("/a#b?c", "/a", None),
+            ("/a?b#c", "/a", Some("b")),
+            ("?x=1", "/", Some("x=1")),
+            ("/a/../b?x=%61", "/b", Some("x=%61")),
+            ("*", "*", None),
+        ] {
+            assert_eq!(parse(target), Ok(Target { path: path.into(), query }), "{target}");
+        }
+        assert_eq!(parse("/a?b c"), Err(PathError::Byte));
+        assert_eq!(parse("/a?b\n"), Err(PathError::Byte));
+    }
+
+    /// Whatever comes in, what comes out is a fixed point without dot segments, and clean paths borrow.
+    #[test]
+    fn canonical_paths_are_fixed_points() {
+        const PARTS: [&str; 20] = [
+            "/", "/", "/", ".", "..", "%2e", "%2E", "%2f", "\\", "a", "B", "%61", ";x=y", "%25", "%32", "{", "~", "ä",
+            "%5c", "//",
+        ];
+        let mut random = Xorshift(0x5eed);
+        for _ in 0..50_000 {
+            let parts = random.below(12);
+            let path = (0..parts).fold(String::from("/"), |path, _| path + PARTS[random.below(PARTS.len())]);
+            let once = canonical(&path).unwrap();
+            assert!(once.starts_with('/') && once.is_ascii() && !once.contains('\\'), "{path} {once}");
+            assert!(once.split('/').all(|s| s != "." && s != ".."), "{path} {once}");
+            assert_eq!(matches!(once, Cow::Borrowed(_)), once == path, "{path}");
+            assert!(matches!(canonical(&once), Ok(Cow::Borrowed(_))), "{path} {once}");
+        }
+    }
+}

@@ -78,7 +78,10 @@ impl Config {
                     let host = c.text()?;
                     match rewrite::is_host(&host) {
                         true => Some(host.into()),
-                        false => c.fail(format!("{host:?} is not a host"), "a host name without port, which has a field of its own"),
+                        false => c.fail(
+                            format!("{host:?} is not a host"),
+                            "a host name without port, which has a field of its own",
+                        ),
                     }
                 }),
                 port: f.opt("port", |c| match &c.node.value {
@@ -88,7 +91,11 @@ impl Config {
                 path: f.opt("path", Path::read),
             };
             if ["scheme", "host", "port", "path"].iter().all(|name| !f.has(name)) {
-                return f.fail("", "would send the client back to where it came from", "name a scheme, host, port or path");
+                return f.fail(
+                    "",
+                    "would send the client back to where it came from",
+                    "name a scheme, host, port or path",
+                );
             }
             Some(config)
         })
@@ -149,7 +156,10 @@ impl Path {
                 let valid = |b: u8| b > b' ' && b < 0x7f && b != b'#' && b != b'\\';
                 match text.starts_with('/') && text.bytes().all(valid) {
                     true => Some(Self::Full(text.into())),
-                    false => c.fail(format!("{text:?} is not a path"), "a path starts with / and has no blanks and no fragment"),
+                    false => c.fail(
+                        format!("{text:?} is not a path"),
+                        "a path starts with / and has no blanks and no fragment",
+                    ),
                 }
             });
             let prefix = |c: &mut Cursor<'_, '_>| rewrite::literal_path(c);
@@ -162,5 +172,84 @@ impl Path {
             }
             found
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::read;
+
+    #[test]
+    fn locations() {
+        const PLAIN: Request<'_> =
+            Request { scheme: "http", host: "echo", port: None, path: "/old/x", query: Some("a=1") };
+        let at = |port| Request { port: Some(port), ..PLAIN };
+        let tls = Request { scheme: "https", ..PLAIN };
+        let old = PathMatch::prefix("/old");
+        let segments = PathMatch::path_prefix("/old");
+        for (json, matched, request, expected) in [
+            // as observed: absolute, the request's authority, the query kept
+            (r#"{"path": {"full": "/new"}}"#, &old, PLAIN, "http://echo/new?a=1"),
+            (r#"{"path": {"full": "/new"}}"#, &old, at(8080), "http://echo:8080/new?a=1"),
+            (r#"{"host": "other"}"#, &old, PLAIN, "http://other/old/x?a=1"),
+            (r#"{"host": "other"}"#, &old, at(8080), "http://other/old/x?a=1"),
+            (r#"{"scheme": "https"}"#, &old, PLAIN, "https://echo/old/x?a=1"),
+            (r#"{"scheme": "https"}"#, &old, at(80), "https://echo/old/x?a=1"),
+            (r#"{"scheme": "https"}"#, &old, at(8080), "https://echo/old/x?a=1"),
+            (r#"{"scheme": "http"}"#, &old, at(8080), "http://echo:8080/old/x?a=1"),
+            (r#"{"port": 8443}"#, &old, PLAIN, "http://echo:8443/old/x?a=1"),
+            (r#"{"port": 8443}"#, &old, at(80), "http://echo:8443/old/x?a=1"),
+            (r#"{"path": {"full": "/%PREFIX()%/x"}}"#, &old, PLAIN, "http://echo/%PREFIX()%/x?a=1"),
+            (r#"{"path": {"full": "/new?b=2"}}"#, &old, PLAIN, "http://echo/new?b=2"),
+            // a port that is the scheme's own is not written
+            (r#"{"port": 443, "scheme": "https"}"#, &old, PLAIN, "https://echo/old/x?a=1"),
+            (r#"{"port": 80}"#, &old, at(8080), "http://echo/old/x?a=1"),
+            (r#"{"port": 80}"#, &old, tls, "https://echo:80/old/x?a=1"),
+            (r#"{"port": "scheme"}"#, &old, at(8080), "http://echo/old/x?a=1"),
+            (r#"{"port": "request", "host": "other"}"#, &old, at(8080), "http://other:8080/old/x?a=1"),
+            (r#"{"port": "request", "scheme": "https"}"#, &old, at(8080), "https://echo:8080/old/x?a=1"),
+            // prefixes
+            (r#"{"path": {"pathPrefix": "/new"}}"#, &segments, PLAIN, "http://echo/new/x?a=1"),
+            (r#"{"path": {"pathPrefix": "/"}}"#, &segments, PLAIN, "http://echo/x?a=1"),
+            (r#"{"path": {"prefix": "/newer"}}"#, &old, PLAIN, "http://echo/newer/x?a=1"),
+        ] {
+            let config = read(Config::read, json).unwrap_or_else(|e| panic!("{json}: {e:?}"));
+            assert_eq!(config.location(Some(matched), &request).as_deref(), Ok(expected), "{json}");
+        }
+    }
+
+    #[test]
+    fn reading() {
+        for status in [301, 302, 303, 307, 308] {
+            let config = read(Config::read, &format!(r#"{{"host": "a", "status": {status}}}"#)).unwrap();
+            assert_eq!(config.status, status);
+        }
+        assert_eq!(read(Config::read, r#"{"host": "a"}"#).unwrap().status, 301);
+        for bad in [
+            r#"{}"#,
+            r#"{"status": 302}"#,
+            r#"{"host": "a", "status": 300}"#,
+            r#"{"host": "a", "status": 304}"#,
+            r#"{"scheme": "ftp"}"#,
+            r#"{"host": "a:80"}"#,
+            r#"{"host": "a/b"}"#,
+            r#"{"port": 0}"#,
+            r#"{"port": "http"}"#,
+            r#"{"path": "/a"}"#,
+            r#"{"path": {}}"#,
+            r#"{"path": {"full": "a"}}"#,
+            r#"{"path": {"full": "/a\r\nb"}}"#,
+            r#"{"path": {"full": "/a", "prefix": "/b"}}"#,
+            r#"{"uri": "/a"}"#,
+        ] {
+            assert!(read(Config::read, bad).is_err(), "{bad}");
+        }
+        let needs = |json: &str| read(Config::read, json).unwrap().needs_match();
+        assert!(
+            needs(r#"{"path": {"prefix": "/a"}}"#)
+                && !needs(r#"{"path": {"full": "/a"}}"#)
+                && !needs(r#"{"host": "a"}"#)
+        );
     }
 }

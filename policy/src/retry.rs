@@ -198,7 +198,10 @@ impl Conditions {
                 Ok(found) => Some(found),
                 Err(word) => {
                     let words = Self::WORDS.map(|(w, _)| w).join(", ");
-                    c.fail(format!("{word:?} is not a retry condition"), &format!("a status code, a range as 500-504, or {words}"))
+                    c.fail(
+                        format!("{word:?} is not a retry condition"),
+                        &format!("a status code, a range as 500-504, or {words}"),
+                    )
                 }
             }
         };
@@ -321,5 +324,160 @@ impl Backoff {
         let bound = self.base.saturating_mul(doubled).min(self.max);
         // The upper 53 bits as a fraction: exact in f64, and below 1.
         bound.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trial;
+
+    fn status(status: u16) -> Outcome {
+        Outcome::Response { status, grpc_status: None, ratelimited: false }
+    }
+
+    fn grpc_status(code: u8) -> Outcome {
+        Outcome::Response { status: 200, grpc_status: Some(code), ratelimited: false }
+    }
+
+    const EARLY: Outcome = Outcome::Reset { before_request_bytes: true };
+    const LATE: Outcome = Outcome::Reset { before_request_bytes: false };
+
+    #[test]
+    fn what_each_condition_takes() {
+        use Outcome::*;
+        let ratelimited = Response { status: 429, grpc_status: None, ratelimited: true };
+        let all = [
+            status(200),
+            status(404),
+            status(409),
+            status(429),
+            status(500),
+            status(501),
+            status(502),
+            status(503),
+            status(504),
+            status(599),
+            ratelimited,
+            ConnectFailed,
+            RefusedStream,
+            EARLY,
+            LATE,
+            PerTryTimeout,
+            ProtocolError,
+            Overflow,
+            grpc_status(0),
+            grpc_status(1),
+            grpc_status(2),
+            grpc_status(4),
+            grpc_status(8),
+            grpc_status(13),
+            grpc_status(14),
+        ];
+        let broken = [ConnectFailed, RefusedStream, EARLY, LATE, PerTryTimeout, ProtocolError];
+        let and = |statuses: &[u16]| [statuses.iter().map(|s| status(*s)).collect(), broken.to_vec()].concat();
+        let table: Vec<(&str, Vec<Outcome>)> = vec![
+            ("5xx", and(&[500, 501, 502, 503, 504, 599])),
+            ("gateway-error", and(&[502, 503, 504])),
+            ("reset", broken.to_vec()),
+            ("reset-before-request", vec![ConnectFailed, EARLY]),
+            ("connect-failure", vec![ConnectFailed]),
+            ("refused-stream", vec![RefusedStream]),
+            ("retriable-4xx", vec![status(409)]),
+            ("envoy-ratelimited", vec![ratelimited]),
+            ("cancelled", vec![grpc_status(1)]),
+            ("deadline-exceeded", vec![grpc_status(4)]),
+            ("internal", vec![grpc_status(13)]),
+            ("resource-exhausted", vec![grpc_status(8)]),
+            ("unavailable", vec![grpc_status(14)]),
+            ("503,429", vec![status(503), status(429)]),
+            ("500-502", vec![status(500), status(501), status(502)]),
+            ("retriable-status-codes", vec![]),
+            ("", vec![]),
+        ];
+        for (on, takes) in table {
+            let on_set = Conditions::parse(on).unwrap();
+            for outcome in all {
+                assert_eq!(on_set.matches(&outcome), takes.contains(&outcome), "{on}: {outcome:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn lists_as_people_write_them() {
+        let istio = Conditions::parse("5xx, reset,connect-failure , refused-stream,503,").unwrap();
+        let (five, reset) = (Conditions::FIVE_XX, Conditions::RESET);
+        let safe = Conditions::CONNECT_FAILURE | Conditions::REFUSED_STREAM;
+        assert_eq!(istio, (five | reset | safe).with_status(503));
+        for bad in ["bogus", "5xx,99", "600", "504-500", "5XX", "-", "1e2", "503-"] {
+            assert!(Conditions::parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(Conditions::parse("5xx,nope,503"), Err("nope".into()));
+        let both = trial::list([trial::text("5xx,reset"), trial::int(418)]);
+        assert_eq!(trial::read(&both, Conditions::read), Ok((five | reset).with_status(418)));
+        assert_eq!(trial::read(&trial::int(503), Conditions::read), Ok(Conditions::NONE.with_status(503)));
+        assert!(trial::read(&trial::text("gateway-eror"), Conditions::read).unwrap_err().contains("gateway-error"));
+    }
+
+    #[test]
+    fn reads() {
+        let node = trial::map([
+            ("attempts", trial::int(3)),
+            ("on", trial::text("gateway-error")),
+            ("perTryTimeout", trial::text("2s")),
+            ("backoff", trial::map([("base", trial::text("100ms"))])),
+        ]);
+        let config = trial::read(&node, Config::read).unwrap();
+        assert_eq!(config.per_try_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(config.backoff.max, Duration::from_secs(1));
+        assert_eq!(trial::read(&trial::map([]), Config::read), Ok(Config::unasked()));
+        let node = trial::map([("base", trial::text("1s")), ("max", trial::text("1ms"))]);
+        assert!(trial::read(&node, Backoff::read).is_err());
+    }
+
+    /// Counted attempts, as `istio-observed.md` has them; PO-10 for what nobody asked for.
+    #[test]
+    fn attempts() {
+        let of = |attempts, on: &str| Config { attempts, on: Conditions::parse(on).unwrap(), ..Config::unasked() };
+        let count = |config: &Config, outcome: Outcome| {
+            let mut retried = 0;
+            loop {
+                match config.decide(&outcome, retried) {
+                    Decision::Retry => retried += 1,
+                    last => return (retried + 1, last == Decision::Exhausted),
+                }
+            }
+        };
+        let lab = "5xx,reset,connect-failure,refused-stream,503";
+        assert_eq!(count(&of(3, lab), status(500)), (4, true));
+        assert_eq!(count(&of(3, lab), status(429)), (1, false));
+        assert_eq!(count(&of(3, lab), Outcome::PerTryTimeout), (4, true));
+        assert_eq!(count(&of(2, "gateway-error,reset"), Outcome::PerTryTimeout), (3, true));
+        assert_eq!(count(&of(2, "gateway-error,reset"), status(500)), (1, false));
+        assert_eq!(count(&of(2, "gateway-error,reset"), status(502)), (3, true));
+        assert_eq!(count(&of(2, "503,418"), status(418)), (3, true));
+        assert_eq!(count(&of(0, lab), status(503)), (1, false));
+        let istio = Config { on: Conditions::istio(), ..of(3, "") };
+        assert_eq!((count(&istio, status(503)).0, count(&istio, grpc_status(14)).0), (1, 4));
+
+        let unasked = Config::unasked();
+        assert_eq!(count(&unasked, Outcome::ConnectFailed).0, 3);
+        assert_eq!(count(&unasked, Outcome::RefusedStream).0, 3);
+        for other in [status(503), LATE, Outcome::PerTryTimeout, Outcome::Overflow, grpc_status(14)] {
+            assert_eq!(count(&unasked, other), (1, false), "{other:?}");
+        }
+        assert_eq!((count(&Config::inbound(), EARLY).0, count(&Config::inbound(), LATE).0), (3, 1));
+        assert!(Outcome::ConnectFailed.unprocessed() && EARLY.unprocessed() && !LATE.unprocessed());
+    }
+
+    #[test]
+    fn pauses_grow_to_their_bound() {
+        let backoff = Backoff::default();
+        for (n, bound) in [(1, 25), (2, 50), (3, 100), (4, 200), (5, 250), (40, 250), (u32::MAX, 250)] {
+            let bound = Duration::from_millis(bound);
+            assert_eq!(backoff.pause(n, 0), Duration::ZERO);
+            assert!(backoff.pause(n, u64::MAX) <= bound && backoff.pause(n, u64::MAX) > bound.mul_f64(0.999), "{n}");
+            assert_eq!(backoff.pause(n, 1 << 63), bound / 2);
+        }
     }
 }

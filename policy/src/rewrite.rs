@@ -49,7 +49,12 @@ impl Config {
     }
 
     /// The new request target, or `None` where the path stays. `matched` is the path match that chose the route.
-    pub fn target(&self, matched: Option<&PathMatch>, path: &str, query: Option<&str>) -> Result<Option<String>, Reason> {
+    pub fn target(
+        &self,
+        matched: Option<&PathMatch>,
+        path: &str,
+        query: Option<&str>,
+    ) -> Result<Option<String>, Reason> {
         let Some(rewrite) = &self.path else { return Ok(None) };
         let new = rewrite.apply(matched, path)?;
         if new == path {
@@ -71,12 +76,17 @@ pub(crate) fn with_query(path: Cow<'_, str>, query: Option<&str>) -> String {
 pub(crate) fn authority(c: &mut Cursor<'_, '_>) -> Option<Box<str>> {
     let text = c.text()?;
     let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !host.ends_with(':') && (!host.contains(':') || host.ends_with(']')) => (host, Some(port)),
+        Some((host, port)) if !host.ends_with(':') && (!host.contains(':') || host.ends_with(']')) => {
+            (host, Some(port))
+        }
         _ => (&*text, None),
     };
     let port_ok = port.is_none_or(|p| p.parse::<u16>().is_ok());
     if !is_host(host) || !port_ok {
-        return c.fail(format!("{text:?} is not a host"), "a host name or address, with a port if needed, as in example.com:8080");
+        return c.fail(
+            format!("{text:?} is not a host"),
+            "a host name or address, with a port if needed, as in example.com:8080",
+        );
     }
     Some(text.into())
 }
@@ -123,7 +133,8 @@ impl PathRewrite {
             }
             let found = f.opt("full", literal_path).map(|p| Self::Full(if p.is_empty() { "/".into() } else { p }));
             let found = found.or(f.opt("prefix", literal_path).map(Self::Prefix));
-            let found = found.or(f.opt("pathPrefix", literal_path).map(|p| Self::PathPrefix(p.trim_end_matches('/').into())));
+            let found =
+                found.or(f.opt("pathPrefix", literal_path).map(|p| Self::PathPrefix(p.trim_end_matches('/').into())));
             let pattern = f.opt("regex", |c| c.text());
             if pattern.is_none() {
                 return found;
@@ -143,6 +154,9 @@ impl PathRewrite {
 
     /// The new path. Without a path match the route was chosen by a prefix of nothing but `/`.
     pub fn apply<'p>(&self, matched: Option<&PathMatch>, path: &'p str) -> Result<Cow<'p, str>, Reason> {
+        if path == "*" {
+            return Ok(Cow::Borrowed(path));
+        }
         let new = match self {
             Self::Full(new) => new.to_string(),
             Self::Prefix(new) => {
@@ -150,12 +164,7 @@ impl PathRewrite {
                 format!("{new}{}", path.get(len..).unwrap_or_default())
             }
             Self::PathPrefix(new) => {
-                let len = match matched {
-                    None => 0,
-                    // `/a/` as text is `/a` as segments.
-                    Some(PathMatch::Prefix(text)) => text.text.trim_end_matches('/').len().min(path.len()),
-                    Some(matched) => matched.matched_len(path),
-                };
+                let len = matched.map_or(0, |m| m.matched_len(path));
                 format!("{new}{}", path.get(len..).unwrap_or_default())
             }
             Self::Regex(substitution) => match substitution.apply(path)? {
@@ -168,7 +177,9 @@ impl PathRewrite {
         match path::canonical(&new) {
             Ok(Cow::Owned(canonical)) => Ok(Cow::Owned(canonical)),
             Ok(Cow::Borrowed(_)) => Ok(Cow::Owned(new)),
-            Err(PathError::NotAbsolute | PathError::Byte | PathError::Escape | PathError::Nul) => Err(Reason::Malformed),
+            Err(PathError::NotAbsolute | PathError::Byte | PathError::Escape | PathError::Nul) => {
+                Err(Reason::Malformed)
+            }
         }
     }
 }
@@ -264,5 +275,158 @@ impl Eq for Substitution {}
 impl std::fmt::Debug for Substitution {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "s/{}/{}/", self.source, self.to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Xorshift, read};
+
+    fn rewrite(json: &str) -> PathRewrite {
+        read(PathRewrite::read, json).unwrap_or_else(|e| panic!("{json}: {e:?}"))
+    }
+
+    /// Observed with Envoy: the text that matched is replaced, whatever follows it.
+    #[test]
+    fn textual_prefixes() {
+        for (matched, new, path, expected) in [
+            (PathMatch::prefix("/a/b/"), "/", "/a/b/x", "/x"),
+            (PathMatch::prefix("/a/c"), "/", "/a/cx", "/x"),
+            (PathMatch::prefix("/a/c"), "/", "/a/c/x", "//x"),
+            (PathMatch::prefix("/old"), "/new", "/older", "/newer"),
+            (PathMatch::prefix("/old"), "/new", "/old", "/new"),
+            (PathMatch::prefix("/old"), "", "/old", "/"),
+            (PathMatch::prefix("/old"), "", "/old/x", "/x"),
+            (PathMatch::prefix("/old"), "", "/older", "/er"),
+            (PathMatch::exact("/old"), "/new", "/old", "/new"),
+            (PathMatch::Regex(matcher::Pattern::parse("/old/.*").unwrap()), "/new", "/old/x/y", "/new"),
+            (PathMatch::path_prefix("/old"), "/new", "/old/x", "/new/x"),
+            // a rewrite cannot bring dot segments back
+            (PathMatch::prefix("/static"), "/", "/static../secret", "/secret"),
+            (PathMatch::prefix("/s/"), "/a/b/c/", "/s/x", "/a/b/c/x"),
+        ] {
+            let rewrite = rewrite(&format!(r#"{{"prefix": "{new}"}}"#));
+            assert_eq!(rewrite.apply(Some(&matched), path).as_deref(), Ok(expected), "{matched:?} {new} {path}");
+        }
+        assert_eq!(rewrite(r#"{"prefix": "/x/"}"#).apply(None, "/a").as_deref(), Ok("/x/a"));
+        assert_eq!(rewrite(r#"{"prefix": "/x"}"#).apply(None, "*").as_deref(), Ok("*"));
+    }
+
+    /// The table of Gateway API's `ReplacePrefixMatch`, and what follows from it.
+    #[test]
+    fn prefixes_of_segments() {
+        for (path, matched, new, expected) in [
+            ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
+            ("/foo/bar", "/foo/", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo/", "/xyz/", "/xyz/bar"),
+            ("/foo", "/foo", "/xyz", "/xyz"),
+            ("/foo/", "/foo", "/xyz", "/xyz/"),
+            ("/foo/bar", "/foo", "", "/bar"),
+            ("/foo/", "/foo", "", "/"),
+            ("/foo", "/foo", "", "/"),
+            ("/foo/", "/foo", "/", "/"),
+            ("/foo", "/foo", "/", "/"),
+            ("/foo/bar", "/foo", "/", "/bar"),
+            ("/foo//bar", "/foo", "/", "//bar"),
+            ("/bar", "/", "/xyz", "/xyz/bar"),
+            ("/", "/", "/xyz", "/xyz/"),
+        ] {
+            let rewrite = rewrite(&format!(r#"{{"pathPrefix": "{new}"}}"#));
+            let matched = PathMatch::path_prefix(matched);
+            assert!(matched.matches(path));
+            assert_eq!(rewrite.apply(Some(&matched), path).as_deref(), Ok(expected), "{path} {matched:?} {new}");
+        }
+        assert_eq!(rewrite(r#"{"pathPrefix": "/x"}"#).apply(None, "/a").as_deref(), Ok("/x/a"));
+    }
+
+    #[test]
+    fn regexes() {
+        for (regex, to, path, expected) in [
+            ("^/user/(.*)$", r"/u/\\1", "/user/jo/x", "/u/jo/x"),
+            ("a", "b", "/aXa", "/bXb"),
+            ("/+", "/", "//a///b", "/a/b"),
+            (r"/(\\d+)/(\\w+)", r"/\\2/\\1", "/12/ab", "/ab/12"),
+            ("/x(y)?", r"/z\\1", "/x", "/z"),
+            ("(/b)", r"\\0\\0", "/a/b", "/a/b/b"),
+            ("/nothing", "/x", "/a", "/a"),
+            ("^/a", r"\\\\", "/a/b", "///b"),
+            ("^/a", "", "/a", "/"),
+            ("^/a", "", "/ab", "/b"),
+            ("x", "..", "/a/x/b", "/b"),
+        ] {
+            let rewrite = rewrite(&format!(r#"{{"regex": "{regex}", "to": "{to}"}}"#));
+            assert_eq!(rewrite.apply(None, path).as_deref(), Ok(expected), "{regex} {to} {path}");
+        }
+        let long = "/".repeat(16 << 10);
+        let bomb = rewrite(r#"{"regex": "(/)", "to": "/aaaaaaaaaaaaaaaa"}"#);
+        assert_eq!(bomb.apply(None, &long), Err(Reason::UriTooLong));
+        let half = rewrite(r#"{"regex": "f$", "to": ""}"#);
+        assert_eq!(half.apply(None, "/%2f"), Err(Reason::Malformed));
+        assert_eq!(Substitution::parse("a", "b"), Substitution::parse("a", "b"));
+        assert_ne!(Substitution::parse("a", "b"), Substitution::parse("a", "c"));
+    }
+
+    #[test]
+    fn targets_keep_their_query() {
+        let config = read(Config::read, r#"{"path": {"full": "/new"}, "authority": "b.example:8080"}"#).unwrap();
+        assert_eq!(config.target(None, "/a", Some("x=1")), Ok(Some("/new?x=1".into())));
+        assert_eq!(config.target(None, "/a", None), Ok(Some("/new".into())));
+        assert_eq!(config.target(None, "/new", Some("x")), Ok(None));
+        assert_eq!(config.authority.as_deref(), Some("b.example:8080"));
+        let host_only = read(Config::read, r#"{"authority": "[::1]:80"}"#).unwrap();
+        assert_eq!(host_only.target(None, "/a", Some("x")), Ok(None));
+    }
+
+    #[test]
+    fn reading() {
+        for bad in [
+            r#"{}"#,
+            r#"{"path": "/a"}"#,
+            r#"{"path": {}}"#,
+            r#"{"path": {"full": "a"}}"#,
+            r#"{"path": {"full": "/a?b"}}"#,
+            r#"{"path": {"full": "/a b"}}"#,
+            r#"{"path": {"full": "/a", "prefix": "/b"}}"#,
+            r#"{"path": {"regex": "a"}}"#,
+            r#"{"path": {"regex": "(", "to": "/"}}"#,
+            r#"{"path": {"regex": "a", "to": "\\1"}}"#,
+            r#"{"path": {"regex": "a", "to": "\\x"}}"#,
+            r#"{"path": {"regex": "a", "to": "a b"}}"#,
+            r#"{"path": {"prefix": "/../a"}}"#,
+            r#"{"path": {"to": "/a"}}"#,
+            r#"{"authority": "a b"}"#,
+            r#"{"authority": ""}"#,
+            r#"{"authority": "a:b"}"#,
+            r#"{"authority": "http://a"}"#,
+            r#"{"authority": "a:99999"}"#,
+            r#"{"authority": "a/b"}"#,
+            r#"{"authority": "::1"}"#,
+            r#"{"authority": "[::g]"}"#,
+            r#"{"path": {"full": "/a", "to": "b"}}"#,
+        ] {
+            assert!(read(Config::read, bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Whatever is replaced by whatever: the result is canonical.
+    #[test]
+    fn results_are_canonical() {
+        const PARTS: [&str; 9] = ["/", "a", ".", "..", "%2f", ";x", "/.", "b", "%25"];
+        let mut random = Xorshift(99);
+        let text = |random: &mut Xorshift| {
+            let n = random.below(8);
+            let text = (0..n).fold(String::from("/"), |t, _| t + PARTS[random.below(PARTS.len())]);
+            path::canonical(&text).unwrap().into_owned()
+        };
+        for _ in 0..20_000 {
+            let (path, new) = (text(&mut random), text(&mut random));
+            let cut = (1..=path.len()).filter(|i| path.is_char_boundary(*i)).nth(random.below(path.len())).unwrap();
+            let matched = PathMatch::prefix(&path[..cut]);
+            if let Ok(out) = PathRewrite::Prefix(new.into()).apply(Some(&matched), &path) {
+                assert_eq!(path::canonical(&out).unwrap(), out, "{path} {matched:?}");
+            }
+        }
     }
 }

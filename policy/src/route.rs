@@ -56,7 +56,9 @@ impl Order {
 fn rank(m: &RequestMatch) -> (u8, usize, bool, usize, usize) {
     let (kind, len) = match &m.path {
         Some(PathMatch::Exact(text)) => (3, text.text.len()),
-        Some(PathMatch::Prefix(text) | PathMatch::PathPrefix(text)) if text.text.len() > 1 => (2, text.text.trim_end_matches('/').len()),
+        Some(PathMatch::Prefix(text) | PathMatch::PathPrefix(text)) if text.text.len() > 1 => {
+            (2, text.text.trim_end_matches('/').len())
+        }
         Some(PathMatch::Regex(_)) => (1, 0),
         _ => (0, 0),
     };
@@ -224,9 +226,6 @@ impl Config {
             let to = f.opt("to", |c| one_or_many(c, Destination::read)).map(Action::Forward);
             let redirect = f.opt("redirect", redirect::Config::read).map(Action::Redirect);
             let direct = f.opt("respond", direct::Config::read).map(Action::Direct);
-            if actions > 1 {
-                return f.fail("", "a route does one thing", "one of to, redirect, respond");
-            }
             let action = to.or(redirect).or(direct);
             let own = || Action::Forward(vec![Destination::to(BackendRef::own(), 1)]);
             let config = Self {
@@ -240,6 +239,9 @@ impl Config {
                 response_headers: f.opt("responseHeaders", headers::Config::read).unwrap_or_default(),
                 ..Self::new(&name.unwrap_or_default(), matches, action.unwrap_or_else(own))
             };
+            if actions > 1 {
+                return f.fail("", "a route does one thing", "one of to, redirect, respond");
+            }
             if config.doubles_slashes() {
                 let hint = "end the match with / as well, or use pathPrefix in both";
                 f.warn("rewrite", "makes // of what follows the matched prefix, as Envoy does", hint);
@@ -337,8 +339,11 @@ impl RoutePlan {
     /// The route of a service that has none: to one backend, with defaults.
     pub fn default_to(backend: usize) -> Self {
         let mut targets = Targets::default();
-        let target =
-            Target { backend: Some(backend), request_headers: Default::default(), response_headers: Default::default() };
+        let target = Target {
+            backend: Some(backend),
+            request_headers: Default::default(),
+            response_headers: Default::default(),
+        };
         targets.push(target, 1);
         Self {
             name: "default".into(),
@@ -466,7 +471,8 @@ impl Router {
             }
         }
         if entries.len() > MAX_ENTRIES {
-            let message = format!("{} matches in all, more than the {MAX_ENTRIES} that a service may have", entries.len());
+            let message =
+                format!("{} matches in all, more than the {MAX_ENTRIES} that a service may have", entries.len());
             errors.push(CompileError { field: "routes".into(), message });
         }
         match config.order {
@@ -493,7 +499,10 @@ fn check(order: Order, i: usize, route: &Config, same_name: Option<usize>, error
         errors.push(CompileError { field, message });
     };
     if let Some(other) = same_name {
-        fail("name", format!("{:?} is also the name of routes[{other}]; names are unique within a service", route.name));
+        fail(
+            "name",
+            format!("{:?} is also the name of routes[{other}]; names are unique within a service", route.name),
+        );
     }
     if order == Order::GatewayApi && route.matches.len() > MAX_MATCHES {
         fail("match", format!("{} alternatives, more than Gateway API's {MAX_MATCHES}", route.matches.len()));
@@ -527,3 +536,6 @@ fn check(order: Order, i: usize, route: &Config, same_name: Option<usize>, error
         fail(field, "replaces segments, so every match of the route needs path: {pathPrefix: ...}".into());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,8 @@ pub fn read<T>(read: impl FnOnce(&mut Cursor<'_, '_>) -> Option<T>, json: &str) 
     match out {
         Some(out) if !diags.has_errors() => Ok(out),
         _ => {
-            let errors: Vec<_> = diags.0.iter().filter(|d| d.severity == Severity::Error).map(|d| d.to_string()).collect();
+            let errors: Vec<_> =
+                diags.0.iter().filter(|d| d.severity == Severity::Error).map(|d| d.to_string()).collect();
             assert!(!errors.is_empty(), "refused without saying why: {json}");
             Err(errors)
         }
@@ -52,10 +53,6 @@ pub struct List(pub Vec<(String, Vec<u8>)>);
 impl List {
     pub fn of(items: &[(&str, &str)]) -> Self {
         Self(items.iter().map(|(n, v)| (n.to_string(), v.as_bytes().to_vec())).collect())
-    }
-
-    pub fn text(&self) -> Vec<(String, String)> {
-        self.0.iter().map(|(n, v)| (n.clone(), String::from_utf8_lossy(v).into_owned())).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod app;
 pub mod config;
 pub mod ending;
 pub mod http;

@@ -1,1 +1,9 @@
-fn main(){}
+//! The sidecar's executable. Everything is in the library.
+
+use clap::Parser;
+use std::process::ExitCode;
+use weft_proxy::{app, settings::Settings};
+
+fn main() -> ExitCode {
+    app::main(&Settings::parse())
+}

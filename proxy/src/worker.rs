@@ -2,34 +2,65 @@
 //! read-only or a few atomics.
 
 use crate::accept::detect::Learned;
+use crate::accept::listener::{Listeners, Ports};
+use crate::accept::live::Live;
+use crate::accept::stream::Buffers;
+use crate::config::file::ProxyConfig;
 use crate::config::snapshot::Snapshot;
-use crate::telemetry::Recorder;
 use crate::ending::Ending;
+use crate::telemetry::Recorder;
 use crate::upstream::Pools;
 use crate::upstream::implied::Implied;
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, OnceCell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use weft_policy::id::BackendId;
-use weft_policy::{listener, mirror, retry};
 use weft_policy::meta::Workload;
-use weft_tls::{Flusher, Live};
+use weft_policy::{listener, mirror, retry};
+use weft_tls::Flusher;
+
+/// Also what keeps the runtime's timer near: far deadlines alone would cost it more.
+const TICK: Duration = Duration::from_secs(1);
+/// Between the end of a drain and the process's: what was cut says so to its peer, and is recorded.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// What the whole process shares.
 pub struct Shared {
-    pub snapshot: ArcSwap<Snapshot>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The file in force; tells that the snapshot has changed.
+    pub config: watch::Receiver<Arc<ProxyConfig>>,
     /// Certificate, key and trust bundle; `None` where the file names no identity.
-    pub identity: Option<Arc<Live>>,
+    pub identity: Option<weft_tls::Live>,
     pub workload: Workload,
     pub telemetry: Arc<crate::telemetry::Hub>,
     /// Turns to draining once, and never back.
     pub phase: watch::Receiver<Phase>,
     pub ready: AtomicBool,
+    pub ports: Ports,
     /// Connections cut at the end of a drain.
     pub cut: AtomicU64,
+}
+
+impl Shared {
+    /// Of root requests, in hundredths of a percent.
+    pub fn sampling(&self) -> u32 {
+        self.telemetry.sampling_per_10k()
+    }
+
+    pub fn b3(&self) -> bool {
+        self.telemetry.b3()
+    }
+
+    /// Where a listener is really bound; another address than configured for port 0.
+    pub fn bound(&self, listener: &listener::Config) -> Option<SocketAddr> {
+        self.ports.bound(listener)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,34 +76,120 @@ pub struct Worker {
     pub flusher: Flusher,
     pub recorder: Recorder,
     pub pools: Pools,
+    /// Backends nobody configured.
+    pub implied: Implied,
+    /// Clients' connections: who they are, to re-check and to cut them.
+    pub live: Live,
+    /// HTTP connections, to say goodbye on them.
+    pub ending: Ending,
+    /// For bytes on their way through.
+    pub buffers: Buffers,
     /// What destinations spoke before, for those whose protocol is not declared.
     pub learned: Learned,
-    /// Says goodbye to this worker's connections.
-    pub ending: Ending,
-    pub implied: Implied,
     pub mirrors: RefCell<FxHashMap<BackendId, Arc<mirror::State>>>,
-    /// What is retried where no policy says.
+    /// Retries where no policy says anything.
     pub retry_unasked: retry::Config,
     pub retry_inbound: retry::Config,
     rng: Cell<u64>,
 }
 
 impl Worker {
-    pub fn new(id: usize, shared: Arc<Shared>, flusher: Flusher) -> Self {
+    pub fn new(id: usize, shared: Arc<Shared>) -> Self {
         let seed = u64::from_le_bytes(rand_seed()) | 1;
         Self {
             id,
             recorder: Recorder::new(&shared.telemetry),
             shared,
-            flusher,
+            flusher: Flusher::new(),
             pools: Pools::default(),
-            learned: Learned::default(),
-            ending: Ending::default(),
             implied: Implied::default(),
+            live: Live::default(),
+            ending: Ending::default(),
+            buffers: Buffers::default(),
+            learned: Learned::default(),
             mirrors: RefCell::default(),
             retry_unasked: retry::Config::unasked(),
             retry_inbound: retry::Config::inbound(),
             rng: Cell::new(seed),
+        }
+    }
+
+    /// Carries traffic until a drain is over. `bound` is told once what became of the listeners; the rest of this runs only if
+    /// all of them stand.
+    pub async fn run(self: Rc<Self>, bound: impl FnOnce(Result<(), String>)) {
+        let flusher = self.flusher.clone();
+        tokio::task::spawn_local(async move { flusher.run().await });
+        let recording = self.clone();
+        tokio::task::spawn_local(async move { recording.recorder.keep_flushed().await });
+
+        let mut config = self.shared.config.clone();
+        let mut phase = self.shared.phase.clone();
+        let mut listeners = Listeners::default();
+        config.mark_unchanged();
+        let mut applied = self.shared.snapshot.load_full();
+        let opened = listeners.apply(&self, &applied);
+        let failed = opened.is_err();
+        bound(opened);
+        if failed {
+            return;
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut deadline = None;
+        loop {
+            let drained = async {
+                match deadline {
+                    Some(at) => tokio::select! {
+                        () = self.live.emptied() => {}
+                        () = tokio::time::sleep_until(at) => {}
+                    },
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = phase.wait_for(|p| *p == Phase::Draining), if deadline.is_none() => {
+                    listeners.close_all(&self);
+                    self.ending.drain();
+                    let limit = applied.listeners().map(|l| l.limits.drain).max().unwrap_or_default();
+                    deadline = Some(tokio::time::Instant::now() + limit);
+                }
+                Ok(()) = config.changed() => {}
+                now = tick.tick() => self.tick(now.into_std()),
+                () = drained => break,
+            }
+            let newest = self.shared.snapshot.load_full();
+            let changed = !Arc::ptr_eq(&newest, &applied);
+            if deadline.is_none() && (changed || listeners.has_failed()) {
+                // What failed has been logged; the next tick tries again.
+                let _ = listeners.apply(&self, &newest);
+            }
+            if changed {
+                applied = newest;
+                self.live.recheck(&applied);
+            }
+        }
+        let cut = self.live.cut_all();
+        self.shared.cut.fetch_add(cut as u64, Ordering::Relaxed);
+        let _ = tokio::time::timeout(LAST_WORDS, self.live.emptied()).await;
+        // The flusher's turn comes after the tasks that have just written their last.
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+        self.recorder.flush();
+    }
+
+    fn tick(&self, now: Instant) {
+        self.pools.tick(now);
+        self.implied.tick(now);
+        self.live.each_record(|record| self.recorder.tcp_progress(record));
+        let snapshot = self.shared.snapshot.load();
+        let mirrors = &mut *self.mirrors.borrow_mut();
+        // The policies of backends that are gone; bounded by what configuration has ever named at once.
+        if mirrors.len() > 64 {
+            mirrors.retain(|id, state| {
+                state.in_flight() > 0 || snapshot.each().any(|b| b.plan.backends.contains(id))
+            });
         }
     }
 
@@ -104,7 +221,7 @@ pub struct Conn {
     pub listener: Arc<listener::Config>,
     pub peer: Arc<crate::telemetry::record::Peer>,
     /// Where it was going before it was redirected, or the listener's own address.
-    pub destination: std::net::SocketAddr,
+    pub destination: SocketAddr,
     /// The connection came over mesh mTLS.
     pub mesh: bool,
     /// TLS server name, where there was one.

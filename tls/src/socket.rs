@@ -104,6 +104,11 @@ impl MeshStream {
         self.inner.borrow_mut().unread(bytes);
     }
 
+    /// Makes the close that follows a reset, so that the peer cannot take a break for an end.
+    pub fn reset_on_close(&self) {
+        let _ = self.inner.borrow().tcp.set_zero_linger();
+    }
+
     pub fn info(&self) -> &ConnInfo {
         &self.info
     }

@@ -39,7 +39,9 @@ impl HashOn {
                     let name = f.req("name", token);
                     let path = f.opt("path", |c| match c.text()? {
                         path if path.bytes().all(|b| b.is_ascii_graphic() && b != b';') => Some(path),
-                        path => c.fail(format!("{path:?} is not a cookie's path"), "a path without blanks and semicolons"),
+                        path => {
+                            c.fail(format!("{path:?} is not a cookie's path"), "a path without blanks and semicolons")
+                        }
                     });
                     let ttl = f.opt("ttl", |c| c.duration());
                     Some(HashOn::Cookie { name: name?, path, ttl })
@@ -73,8 +75,9 @@ impl Config {
                 HashOn::SourceIp => Some(hash_ip(request.source_ip())),
                 HashOn::Query(name) => request.query.and_then(|q| query(q, name)).map(|v| hash::bytes(v.as_bytes())),
                 HashOn::Cookie { name, path, ttl } => cookie(request.fields, name).or_else(|| {
+                    let ttl = (*ttl)?;
                     let value = format!("{:016x}", random());
-                    out.set_cookie.push(issue(name, &value, path.as_deref(), (*ttl)?));
+                    out.set_cookie.push(issue(name, &value, path.as_deref(), ttl));
                     Some(hash::bytes(value.as_bytes()))
                 }),
             };

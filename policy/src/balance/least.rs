@@ -1,6 +1,6 @@
 //! Least request: of a few endpoints drawn at random the one with the fewest requests in flight for its weight.
 
-use super::{Open, Randomness, below, cheapest, weight};
+use super::{Open, Randomness, below, better_open, weight};
 use crate::endpoint::Endpoint;
 use std::sync::Arc;
 
@@ -21,6 +21,6 @@ impl Least {
             let draws = (0..self.choices).map(|_| below(n, random()));
             draws.filter(|i| open(*i)).min_by(|a, b| cost(*a).total_cmp(&cost(*b)))
         };
-        drawn.or_else(|| cheapest(n, open, cost))
+        drawn.or_else(|| better_open(n, random(), open, cost))
     }
 }

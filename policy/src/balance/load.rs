@@ -53,15 +53,21 @@ pub enum Sample {
 #[derive(Debug, Default)]
 pub struct Load {
     in_flight: AtomicU32,
-    /// Nanoseconds, as the bits of an f64.
+    /// Nanoseconds, as the bits of an f64; negative while only assumed.
     average: AtomicU64,
-    /// When it was last updated; 0 is never.
+    /// When it was last updated; 0 before the first request.
     at: AtomicU64,
 }
 
 impl Load {
-    pub fn begin(&self) {
+    /// An endpoint nobody has tried looks free for one request, or peers faster than the default would keep it idle. From
+    /// then on it is taken for the default until it has answered.
+    pub fn begin(&self, now: Instant, ewma: Ewma) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        if self.at.load(Ordering::Relaxed) == 0 {
+            self.average.store((-(span(ewma.default_rtt) as f64)).to_bits(), Ordering::Relaxed);
+            self.at.store(nanos(now), Ordering::Relaxed);
+        }
     }
 
     /// Ends what `begin` began. A sample may be given earlier by `learn`, with `Sample::Nothing` here.
@@ -70,20 +76,24 @@ impl Load {
         self.learn(now, sample, ewma);
     }
 
-    /// Two workers at once may lose one of two samples' weight; nothing worse.
+    /// Two workers at once may lose one of two samples; nothing worse.
     pub fn learn(&self, now: Instant, sample: Sample, ewma: Ewma) {
-        let (rtt, peak) = match sample {
-            Sample::Took(rtt) => (rtt, true),
-            Sample::Failed(rtt) => (rtt.max(ewma.default_rtt.saturating_mul(FAILURE)), false),
+        let (rtt, failed) = match sample {
+            Sample::Took(rtt) => (rtt, false),
+            Sample::Failed(rtt) => (rtt.max(ewma.default_rtt.saturating_mul(FAILURE)), true),
             Sample::Nothing => return,
         };
         let (now, rtt) = (nanos(now), span(rtt) as f64);
         let last = self.at.fetch_max(now, Ordering::Relaxed);
-        let (old, keeps) = match last {
-            0 => (span(ewma.default_rtt) as f64, ewma.keeps(span(ewma.decay))),
-            _ => (f64::from_bits(self.average.load(Ordering::Relaxed)), ewma.keeps(now.saturating_sub(last))),
+        let old = f64::from_bits(self.average.load(Ordering::Relaxed));
+        let assumed = old.is_sign_negative() || last == 0;
+        // What is only assumed is as good as a tenth of the decay old.
+        let elapsed = if assumed { span(ewma.decay) / 10 } else { now.saturating_sub(last) };
+        let keeps = ewma.keeps(elapsed);
+        let new = match failed {
+            false if assumed || rtt > old => rtt,
+            _ => old.abs() * keeps + rtt * (1.0 - keeps),
         };
-        let new = if peak && rtt > old { rtt } else { old * keeps + rtt * (1.0 - keeps) };
         self.average.store(new.to_bits(), Ordering::Relaxed);
     }
 
@@ -91,14 +101,15 @@ impl Load {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// What a request may expect; zero where nobody has tried.
     pub fn latency(&self, now: Instant, ewma: Ewma) -> Duration {
         Duration::from_nanos(self.estimate(nanos(now), ewma) as u64)
     }
 
     fn estimate(&self, now: u64, ewma: Ewma) -> f64 {
         match self.at.load(Ordering::Relaxed) {
-            0 => span(ewma.default_rtt) as f64,
-            at => f64::from_bits(self.average.load(Ordering::Relaxed)) * ewma.keeps(now.saturating_sub(at)),
+            0 => 0.0,
+            at => f64::from_bits(self.average.load(Ordering::Relaxed)).abs() * ewma.keeps(now.saturating_sub(at)),
         }
     }
 

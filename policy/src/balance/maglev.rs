@@ -71,10 +71,10 @@ impl Maglev {
             return None;
         }
         let place = |k: u64| self.table[(if k == 0 { hash } else { hash::with(hash, k) } % len) as usize] as usize;
-        (0..STEPS).map(place).find(|i| open(*i)).or_else(|| super::from_hash(hash, n, open))
+        (0..STEPS).map(place).find(|i| open(*i)).or_else(|| super::from_hash(hash, n).find(|i| open(*i)))
     }
 }
 
 pub(super) fn is_prime(n: u32) -> bool {
-    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    n >= 2 && (2..).take_while(|d| *d <= n / *d).all(|d| !n.is_multiple_of(d))
 }

@@ -1,7 +1,7 @@
 //! Power of two choices: of two endpoints drawn at random the one with the lower expected wait, so load evens out without
 //! everybody running to the one that looks best.
 
-use super::{Ewma, Open, Randomness, below, cheapest, weight};
+use super::{Ewma, Open, Randomness, below, better_open, weight};
 use crate::endpoint::Endpoint;
 use crate::instant::nanos;
 use std::sync::Arc;
@@ -16,7 +16,13 @@ pub(super) struct P2c {
 const DRAWS: usize = 5;
 
 impl P2c {
-    pub fn pick(&self, endpoints: &[Arc<Endpoint>], random: Randomness<'_>, now: Instant, open: Open<'_>) -> Option<usize> {
+    pub fn pick(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        random: Randomness<'_>,
+        now: Instant,
+        open: Open<'_>,
+    ) -> Option<usize> {
         let now = nanos(now);
         let cost = |i: usize| endpoints[i].load.cost(now, self.ewma) / f64::from(weight(&endpoints[i]));
         for _ in 0..DRAWS {
@@ -28,7 +34,7 @@ impl P2c {
                 (false, false) => {}
             }
         }
-        cheapest(endpoints.len(), open, cost)
+        better_open(endpoints.len(), random(), open, cost)
     }
 }
 

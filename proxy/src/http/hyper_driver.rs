@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn as client;
 use hyper::server::conn as server;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -92,7 +92,7 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
 
 /// What the driver serves.
 pub trait Serve {
-    fn serve(&self, request: Request) -> impl Future<Output = Served> + 'static;
+    fn serve(self: Rc<Self>, request: Request) -> impl Future<Output = Served> + 'static;
 }
 
 /// An answer, or the end of the exchange without one.
@@ -132,18 +132,18 @@ fn give_reply(reply: Reply) -> hyper::Response<Body> {
 }
 
 /// Serves HTTP/1 on a connection until it ends, or leaves HTTP.
-pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
+pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
     let control = Rc::new(Control::default());
     let tunnel: Rc<RefCell<Option<Upgrade>>> = Rc::default();
     let gate = Gate::new(io, control.clone(), *limits);
     let service = {
-        let (control, tunnel) = (control.clone(), tunnel.clone());
+        let (service, control, tunnel) = (Rc::new(service), control.clone(), tunnel.clone());
         hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             let (control, tunnel) = (control.clone(), tunnel.clone());
             let leaving = request.method() == http::Method::CONNECT
                 || (request.headers().contains_key(http::header::UPGRADE)
                     && request.headers().contains_key(http::header::CONNECTION));
-            let served = service.serve(take_request(request));
+            let served = service.clone().serve(take_request(request));
             async move {
                 let Served::Reply(mut reply) = served.await else { return Err(CutError) };
                 if leaving {
@@ -172,7 +172,8 @@ pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, worker: &Wor
             told = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
-        connection.poll_without_shutdown(cx)
+        // The gate does not let it shut the socket down: there may be more to say, or a tunnel to make of it.
+        Pin::new(&mut connection).poll(cx)
     })
     .await;
     let parts = connection.into_parts();
@@ -194,8 +195,9 @@ pub async fn serve_http1<S: Serve>(io: MeshStream, limits: &Limits, worker: &Wor
 
 /// Serves HTTP/2 on a connection until it ends.
 pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
+    let service = Rc::new(service);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let served = service.serve(take_request(request));
+        let served = service.clone().serve(take_request(request));
         async move {
             match served.await {
                 Served::Reply(reply) => Ok(give_reply(*reply)),
@@ -236,7 +238,7 @@ pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
 #[derive(Clone)]
 pub enum Sender {
     Http1(Rc<RefCell<Http1>>),
-    Http2(client::http2::SendRequest<Body>),
+    Http2 { sender: client::http2::SendRequest<Body>, max_streams: Rc<Cell<usize>> },
 }
 
 pub struct Http1 {
@@ -290,7 +292,7 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
 
 /// HTTP/2 towards an endpoint.
 pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
-    let (sender, connection) = client::http2::Builder::new(Local)
+    let (sender, mut connection) = client::http2::Builder::new(Local)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -303,11 +305,18 @@ pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce(
         .handshake::<_, Body>(TokioIo::new(io))
         .await
         .map_err(|_| Reason::ConnectFailed)?;
+    let max_streams = Rc::new(Cell::new(100));
+    let known = max_streams.clone();
     tokio::task::spawn_local(async move {
-        let _ = connection.await;
+        let _ = poll_fn(|cx| {
+            let polled = Pin::new(&mut connection).poll(cx);
+            known.set(connection.current_max_send_streams());
+            polled
+        })
+        .await;
         closed();
     });
-    Ok(Sender::Http2(sender))
+    Ok(Sender::Http2 { sender, max_streams })
 }
 
 impl Sender {
@@ -315,19 +324,19 @@ impl Sender {
     pub fn is_closed(&self) -> bool {
         match self {
             Sender::Http1(one) => one.borrow().sender.is_closed(),
-            Sender::Http2(sender) => sender.is_closed(),
+            Sender::Http2 { sender, .. } => sender.is_closed(),
         }
     }
 
     pub fn is_http2(&self) -> bool {
-        matches!(self, Sender::Http2(_))
+        matches!(self, Sender::Http2 { .. })
     }
 
     /// Streams the peer lets us open.
     pub fn max_streams(&self) -> usize {
         match self {
             Sender::Http1(_) => 1,
-            Sender::Http2(sender) => sender.current_max_send_streams(),
+            Sender::Http2 { max_streams, .. } => max_streams.get(),
         }
     }
 
@@ -335,7 +344,7 @@ impl Sender {
     pub async fn ready(&mut self) -> bool {
         match self {
             Sender::Http1(one) => poll_fn(|cx| one.borrow_mut().sender.poll_ready(cx)).await.is_ok(),
-            Sender::Http2(sender) => sender.ready().await.is_ok(),
+            Sender::Http2 { sender, .. } => sender.ready().await.is_ok(),
         }
     }
 
@@ -355,7 +364,7 @@ impl Sender {
                 drop(one);
                 Sending::One(sending)
             }
-            Sender::Http2(sender) => Sending::Two(sender.try_send_request(give_request(request, true))),
+            Sender::Http2 { sender, .. } => Sending::Two(sender.try_send_request(give_request(request, true))),
         };
         let answered = match sent {
             Sending::One(sending) => sending.await,

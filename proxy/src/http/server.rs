@@ -24,7 +24,7 @@ struct App {
 }
 
 impl Serve for App {
-    fn serve(&self, request: Request) -> impl Future<Output = Served> + 'static {
+    fn serve(self: Rc<Self>, request: Request) -> impl Future<Output = Served> + 'static {
         let (worker, conn) = (self.worker.clone(), self.conn.clone());
         async move {
             if conn.listener.role.is_inbound() {

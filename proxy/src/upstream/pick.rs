@@ -63,7 +63,7 @@ fn pick_now(
         let index = set.picker.pick(&set.endpoints, &mut || worker.random(), hash, now, &usable, tried)?;
         let endpoint = set.endpoints.get(index)?.clone();
         if let Some(pass) = backend.outlier.admit(&endpoint, now).or(look.panic.then_some(Pass::Normal)) {
-            endpoint.load.begin();
+            endpoint.load.begin(now, set.picker.ewma());
             return Some(Picked {
                 endpoint,
                 index,
@@ -80,6 +80,10 @@ fn pick_now(
 }
 
 impl Picked {
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
     /// The attempt's response head came, or it failed.
     pub fn tell(&mut self, signal: Signal, now: Instant) {
         if std::mem::replace(&mut self.told, true) {

@@ -269,7 +269,7 @@ pub async fn lease(
             },
         };
         let io = dial(worker, &backend.config.load_full(), endpoint, inside).await?;
-        let closed = count_open(&pool, Some(permit));
+        let closed = count_open(&pool, permit);
         let mut sender = hyper_driver::connect_http1(io, limits, closed).await?;
         if !sender.ready().await {
             return Err(Reason::ConnectFailed);
@@ -292,7 +292,7 @@ fn share(pool: &Rc<Pool>, shared: Rc<Shared>, lent: impl FnOnce(&Rc<Pool>, Sende
 }
 
 /// Runs when a connection has ended: its permit goes back.
-fn count_open(pool: &Rc<Pool>, permit: Option<impl Sized + 'static>) -> impl FnOnce() + 'static + use<> {
+fn count_open<P: 'static>(pool: &Rc<Pool>, permit: P) -> impl FnOnce() + 'static + use<P> {
     let open = pool.open.clone();
     open.set(open.get() + 1);
     move || {

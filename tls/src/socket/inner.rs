@@ -68,7 +68,7 @@ pub(super) struct Inner {
     pub(super) id: u64,
     /// In the flusher's list.
     pub(super) scheduled: bool,
-    tcp: TcpStream,
+    pub(super) tcp: TcpStream,
     session: Session,
     /// Part of a record, at its true size. Whole records never stay here.
     incoming: Vec<u8>,

@@ -1,0 +1,158 @@
+//! The live connections of a worker, and what they were admitted as.
+//!
+//! Each runs in a task of its own, so a panic or a slow peer concerns nobody else. The list exists for three questions: how
+//! many are left at the end of a drain, which no longer stand under a changed policy, and which task to cut. An idle
+//! connection pays one entry for it and no wake-up.
+
+use super::counters::{self, Rejected};
+use crate::config::snapshot::Snapshot;
+use crate::telemetry::record::TcpRecord;
+use crate::worker::Conn;
+use slab::Slab;
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use weft_policy::listener::{self, Clients};
+use weft_policy::mtls::Mode;
+
+#[derive(Clone, Default)]
+pub struct Live(Rc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    entries: RefCell<Slab<Entry>>,
+    emptied: Notify,
+}
+
+#[derive(Default)]
+struct Entry {
+    task: Option<AbortHandle>,
+    /// Once it is known what the connection is. Before that, it is judged by the listener's newest config anyway.
+    conn: Option<Rc<Conn>>,
+    record: Option<Rc<TcpRecord>>,
+}
+
+/// A connection's place in the list, held by its task.
+pub struct Ticket {
+    live: Live,
+    key: usize,
+}
+
+impl Live {
+    /// Runs a connection. A panic ends it alone, is counted, and is told by the panic hook.
+    pub fn spawn<F: Future<Output = ()> + 'static>(&self, make: impl FnOnce(Ticket) -> F) {
+        let key = self.0.entries.borrow_mut().insert(Entry::default());
+        let connection = make(Ticket { live: self.clone(), key });
+        let task = tokio::task::spawn_local(connection).abort_handle();
+        if let Some(entry) = self.0.entries.borrow_mut().get_mut(key) {
+            entry.task = Some(task);
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.entries.borrow().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Resolves when no connection is left.
+    pub async fn emptied(&self) {
+        loop {
+            let emptied = self.0.emptied.notified();
+            if self.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Cuts what a new configuration does not allow any more.
+    pub fn recheck(&self, snapshot: &Snapshot) -> usize {
+        let cut = self.cut(|conn| conn.is_some_and(|conn| !stands(conn, snapshot)));
+        for _ in 0..cut {
+            counters::rejected(Rejected::Policy);
+        }
+        cut
+    }
+
+    pub fn cut_all(&self) -> usize {
+        self.cut(|_| true)
+    }
+
+    fn cut(&self, doomed: impl Fn(Option<&Conn>) -> bool) -> usize {
+        let mut tasks = Vec::new();
+        for (_, entry) in &*self.0.entries.borrow() {
+            if doomed(entry.conn.as_deref()) {
+                tasks.extend(entry.task.clone());
+            }
+        }
+        // A task that is cut leaves the list; not while it is being walked.
+        tasks.iter().for_each(AbortHandle::abort);
+        tasks.len()
+    }
+
+    /// Byte connections, whose counts must not wait for their end.
+    pub fn each_record(&self, mut visit: impl FnMut(&TcpRecord)) {
+        for (_, entry) in &*self.0.entries.borrow() {
+            if let Some(record) = &entry.record {
+                visit(record);
+            }
+        }
+    }
+}
+
+impl Ticket {
+    /// From now on the connection is re-checked when configuration changes.
+    pub fn admit(&self, conn: Rc<Conn>) {
+        if let Some(entry) = self.live.0.entries.borrow_mut().get_mut(self.key) {
+            entry.conn = Some(conn);
+        }
+    }
+
+    /// Bytes are counted here while the connection lasts.
+    pub fn watch(&self, record: &Rc<TcpRecord>) {
+        if let Some(entry) = self.live.0.entries.borrow_mut().get_mut(self.key) {
+            entry.record = Some(record.clone());
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            counters::panicked();
+        }
+        // Dropped after the borrow: the last holder of a connection may have more to do.
+        let entry = self.live.0.entries.borrow_mut().try_remove(self.key);
+        drop(entry);
+        if self.live.is_empty() {
+            self.live.0.emptied.notify_waiters();
+        }
+    }
+}
+
+/// Whether a connection would be let in today.
+pub fn stands(conn: &Conn, snapshot: &Snapshot) -> bool {
+    let Some(today) = snapshot.listener(&conn.listener.name) else { return false };
+    if today.address != conn.listener.address || today.role != conn.listener.role {
+        return false;
+    }
+    if !today.role.is_inbound() {
+        return true;
+    }
+    if conn.mesh { allowed(conn, today) } else { today.mtls.mode_of(conn.destination.port()) != Mode::Strict }
+}
+
+fn allowed(conn: &Conn, listener: &listener::Config) -> bool {
+    let Some(identity) = &conn.peer.identity else { return matches!(listener.clients, Clients::Any) };
+    match &listener.clients {
+        Clients::Any => true,
+        Clients::Ids(ids) => identity.spiffe.as_ref().is_some_and(|id| ids.contains(id)),
+        // Proven at the handshake by the rules of certificates; here only a change of the name counts.
+        name @ Clients::DnsName(_) => *name == conn.listener.clients,
+    }
+}

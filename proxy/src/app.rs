@@ -1,0 +1,228 @@
+//! The process: one control thread for whatever must never wait for traffic (or make it wait), and the workers.
+//!
+//! The control thread is the main thread. It follows the configuration file, answers the admin interface, gathers telemetry
+//! and listens to signals; workers accept and carry. They meet in `worker::Shared` alone.
+
+use crate::admin;
+use crate::config::{self, Controller};
+use crate::settings::{LogFormat, Settings};
+use crate::telemetry::Hub;
+use crate::worker::{Phase, Shared, Worker};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+/// Wrong use, or a file or an address that cannot be used.
+const UNUSABLE: u8 = 2;
+const CUT: u8 = 3;
+/// Beyond the workers' own limit for a drain, should one of them hang.
+const GRACE: Duration = Duration::from_secs(5);
+
+pub fn main(settings: &Settings) -> ExitCode {
+    if settings.validate {
+        return settings.validate();
+    }
+    start_log(settings);
+    tell_panics();
+    let files = crate::sys::limits::raise_open_files();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the control thread's runtime cannot be started");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), open_files = ?files, "weft-proxy");
+    LocalSet::new().block_on(&runtime, run(settings))
+}
+
+async fn run(settings: &Settings) -> ExitCode {
+    let (config, following) = match Controller::start(settings) {
+        Ok(started) => started,
+        Err(refused) => {
+            // For people, with lines and columns; not a line of the log.
+            eprint!("{refused}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    let first = config.current.borrow().clone();
+    let id = config.identity.as_ref().and_then(|live| live.load().identity.spiffe().cloned());
+    let (phase, following_phase) = watch::channel(Phase::Running);
+    let shared = Arc::new(Shared {
+        snapshot: config.snapshot.clone(),
+        config: config.current.clone(),
+        identity: config.identity.clone(),
+        workload: first.workload.clone(),
+        telemetry: Hub::new(first.telemetry.clone(), first.workload.clone(), id),
+        phase: following_phase,
+        ready: false.into(),
+        ports: Default::default(),
+        cut: 0.into(),
+    });
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be listened to");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+
+    tokio::task::spawn_local(following);
+    tokio::task::spawn_local(telemetry(shared.clone()));
+    let (asked, mut drains) = mpsc::channel::<()>(1);
+    let admin = admin::serve(settings.admin(&first), shared.clone(), config.clone(), asked);
+    tokio::task::spawn_local(admin);
+
+    let mut workers = match start_workers(settings.workers(&first), &shared).await {
+        Ok(workers) => workers,
+        Err(why) => {
+            tracing::error!("{why}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    tokio::task::spawn_local(become_ready(shared.clone(), config));
+
+    let why = tokio::select! {
+        why = signals.next() => why,
+        _ = drains.recv() => "an admin's request",
+        _ = workers.recv() => "a worker that ended",
+    };
+    shared.ready.store(false, Ordering::Relaxed);
+    tracing::info!(reason = why, "draining");
+    let limit = shared.snapshot.load().listeners().map(|l| l.limits.drain).max().unwrap_or_default() + GRACE;
+    phase.send_replace(Phase::Draining);
+
+    // All senders gone: all workers ended.
+    let ended = async { while workers.recv().await.is_some() {} };
+    tokio::select! {
+        () = ended => {}
+        () = tokio::time::sleep(limit) => tracing::error!("a worker did not end in time"),
+        again = signals.next() => tracing::warn!(signal = again, "not waiting any longer"),
+    }
+    match shared.cut.load(Ordering::Relaxed) {
+        0 => {
+            tracing::info!(cut = 0, "drained");
+            ExitCode::SUCCESS
+        }
+        cut => {
+            tracing::warn!(cut, "drained; connections had to be cut");
+            ExitCode::from(CUT)
+        }
+    }
+}
+
+/// Each worker on a thread of its own. Ok once all of them listen; the channel closes when all of them have ended.
+async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Receiver<()>, String> {
+    let (alive, workers) = mpsc::channel::<()>(1);
+    let (tell, mut bound) = mpsc::unbounded_channel();
+    for id in 0..count {
+        let (shared, alive, tell) = (shared.clone(), alive.clone(), tell.clone());
+        thread::Builder::new()
+            .name(format!("worker-{id}"))
+            .spawn(move || {
+                work(id, shared, tell);
+                drop(alive);
+            })
+            .map_err(|e| format!("worker {id} cannot be started: {e}"))?;
+    }
+    for _ in 0..count {
+        bound.recv().await.ok_or("a worker ended before it listened")??;
+    }
+    Ok(workers)
+}
+
+fn work(id: usize, shared: Arc<Shared>, tell: mpsc::UnboundedSender<Result<(), String>>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = tell.send(Err(format!("worker {id}: no runtime: {error}")));
+            return;
+        }
+    };
+    let local = LocalSet::new();
+    local.block_on(&runtime, async {
+        let worker = Rc::new(Worker::new(id, shared));
+        worker.run(|bound| drop(tell.send(bound))).await;
+    });
+}
+
+/// Ready once every endpoint's name was asked for; listeners and identity stand already.
+async fn become_ready(shared: Arc<Shared>, config: Arc<config::Shared>) {
+    const PATIENCE: u32 = 100;
+    for _ in 0..PATIENCE {
+        if config.status.load().names_settled {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    if *shared.phase.borrow() == Phase::Running {
+        shared.ready.store(true, Ordering::Relaxed);
+        tracing::info!("ready");
+    }
+}
+
+async fn telemetry(shared: Arc<Shared>) {
+    let hub = &shared.telemetry;
+    let upkeep = async {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tick.tick().await;
+            hub.upkeep();
+        }
+    };
+    let mut config = shared.config.clone();
+    let follow = async {
+        while config.changed().await.is_ok() {
+            let telemetry = config.borrow_and_update().telemetry.clone();
+            hub.configure(telemetry);
+        }
+    };
+    tokio::join!(upkeep, follow, hub.export_spans());
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+fn start_log(settings: &Settings) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(&settings.log).unwrap_or_else(|error| {
+        eprintln!("--log {:?}: {error}; using info", settings.log);
+        EnvFilter::new("info")
+    });
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Only a second subscriber in one process is refused, which then has the first one's lines.
+    let _ = match settings.log_format {
+        LogFormat::Text => lines.with_ansi(false).try_init(),
+        LogFormat::Json => lines.json().try_init(),
+    };
+}
+
+/// A panic costs the connection it happened in; the log says where.
+fn tell_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("(no message)");
+        tracing::error!(place, message, thread = thread::current().name(), "panic");
+    }));
+}

@@ -1,0 +1,30 @@
+//! The allocator, with its settings compiled in: freed memory goes back to the system within about a second, from a thread
+//! of its own. (With jemalloc's defaults, or glibc, a storm of connections is paid for until the process ends.)
+
+use std::ffi::c_char;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// A few arenas are enough: workers are few and allocate mostly from their thread caches.
+const SETTINGS: &[u8; 77] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4,tcache_max:8192\0";
+
+/// Read by jemalloc before `main`: a pointer to a C string, which `&'static` has the shape of.
+///
+/// Safety: the name is the one jemalloc declares (weakly) for exactly this; the type matches its `const char *`, and the
+/// string ends with a zero byte.
+#[unsafe(export_name = "malloc_conf")]
+#[used]
+pub static MALLOC_CONF: Option<&'static c_char> = Some(unsafe {
+    // Safety: the pointer comes from a static array of at least one byte; u8 and c_char have the same layout.
+    &*(SETTINGS.as_ptr().cast::<c_char>())
+});
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn settings_are_the_compiled_ones() {
+        assert!(tikv_jemalloc_ctl::opt::background_thread::read().unwrap());
+        assert_eq!(tikv_jemalloc_ctl::opt::narenas::read().unwrap(), 4);
+    }
+}
