@@ -123,7 +123,11 @@ impl Builder {
                     return Err(Wrong::new(at, "an alias as a key", "keys are plain words"));
                 }
                 let Some(found) = self.anchors.get(&id) else {
-                    return Err(Wrong::new(at, "an alias of something that is not complete", "anchors come before aliases"));
+                    return Err(Wrong::new(
+                        at,
+                        "an alias of something that is not complete",
+                        "anchors come before aliases",
+                    ));
                 };
                 let (height, size) = (found.height, found.size);
                 self.count(size, at)?;
