@@ -3,17 +3,20 @@
 //! The control thread is the main thread. It follows the configuration file, answers the admin interface, gathers telemetry
 //! and listens to signals; workers accept and carry. They meet in `worker::Shared` alone.
 
-use crate::admin;
+use crate::admin::{self, AdminState};
 use crate::config::{self, Controller};
+use crate::process::{LogFilter, Process};
 use crate::settings::{LogFormat, Settings};
 use crate::telemetry::Hub;
 use crate::worker::{Phase, Shared, Worker};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
@@ -28,7 +31,7 @@ pub fn main(settings: &Settings) -> ExitCode {
     if settings.validate {
         return settings.validate();
     }
-    start_log(settings);
+    let log = start_log(settings);
     tell_panics();
     let files = crate::sys::limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -39,10 +42,10 @@ pub fn main(settings: &Settings) -> ExitCode {
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), open_files = ?files, "weft-proxy");
-    LocalSet::new().block_on(&runtime, run(settings))
+    LocalSet::new().block_on(&runtime, run(settings, log))
 }
 
-async fn run(settings: &Settings) -> ExitCode {
+async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     let (config, following) = match Controller::start(settings) {
         Ok(started) => started,
         Err(refused) => {
@@ -76,8 +79,19 @@ async fn run(settings: &Settings) -> ExitCode {
     tokio::task::spawn_local(following);
     tokio::task::spawn_local(telemetry(shared.clone()));
     let (asked, mut drains) = mpsc::channel::<()>(1);
-    let admin = admin::serve(settings.admin(&first), shared.clone(), config.clone(), asked);
-    tokio::task::spawn_local(admin);
+    let process = Arc::new(Process {
+        shared: shared.clone(),
+        config: config.clone(),
+        leave: asked,
+        log,
+        filter: settings.log.clone().into(),
+    });
+    shared.telemetry.collect(process.clone());
+    let admin = AdminState::new(shared.telemetry.clone(), process);
+    if let Err(why) = open_admin(settings.admin(&first), [first.readiness, first.metrics], admin).await {
+        tracing::error!("{why}");
+        return ExitCode::from(UNUSABLE);
+    }
 
     let mut workers = match start_workers(settings.workers(&first), &shared).await {
         Ok(workers) => workers,
@@ -204,18 +218,38 @@ impl Signals {
     }
 }
 
-fn start_log(settings: &Settings) {
-    use tracing_subscriber::EnvFilter;
+/// The admin interface, and its read-only part on further addresses.
+async fn open_admin(
+    admin: SocketAddr,
+    public: [Option<SocketAddr>; 2],
+    state: Arc<AdminState>,
+) -> Result<(), String> {
+    let bind = async |addr: SocketAddr, what: &str| {
+        TcpListener::bind(addr).await.map_err(|e| format!("{what} {addr} cannot be opened: {e}"))
+    };
+    tokio::task::spawn_local(admin::serve(bind(admin, "the admin address").await?, state.clone()));
+    for addr in public.into_iter().flatten() {
+        tokio::task::spawn_local(admin::serve_public(bind(addr, "the address").await?, state.clone()));
+    }
+    Ok(())
+}
+
+fn start_log(settings: &Settings) -> LogFilter {
+    use tracing_subscriber::prelude::*;
+    use tracing_subscriber::{EnvFilter, fmt, reload};
     let filter = EnvFilter::try_new(&settings.log).unwrap_or_else(|error| {
         eprintln!("--log {:?}: {error}; using info", settings.log);
         EnvFilter::new("info")
     });
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Only a second subscriber in one process is refused, which then has the first one's lines.
-    let _ = match settings.log_format {
-        LogFormat::Text => lines.with_ansi(false).try_init(),
-        LogFormat::Json => lines.json().try_init(),
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match settings.log_format {
+        LogFormat::Text => lines.with_ansi(false).boxed(),
+        LogFormat::Json => lines.json().boxed(),
     };
+    // Only a second subscriber in one process is refused, which then has the first one's lines.
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    handle
 }
 
 /// A panic costs the connection it happened in; the log says where.

@@ -24,6 +24,8 @@ pub struct ProxyConfig {
     pub dns_servers: Vec<SocketAddr>,
     pub listeners: Vec<listener::Config>,
     pub services: Vec<service::Entry>,
+    /// The file as it was read, for people who ask what is in force.
+    pub document: Arc<serde_json::Value>,
 }
 
 /// Where the proxy's own certificate and what it trusts are.
@@ -77,6 +79,7 @@ impl ProxyConfig {
         let read = Self::read(&mut Cursor::new(&root, &mut diags), base);
         // What was read is checked even if something else is wrong, so that one run says everything.
         let config = read.map(|(mut config, listeners)| {
+            config.document = Arc::new(yaml::json(&root));
             super::check::fill_ports(&mut config);
             super::check::all(&config, &listeners, &root, &mut diags);
             config
@@ -129,6 +132,7 @@ impl ProxyConfig {
                 }
             }
             out = Some(Self {
+                document: Arc::default(),
                 workload,
                 identity,
                 admin,

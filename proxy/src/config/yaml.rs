@@ -249,6 +249,19 @@ fn number(text: &str) -> Option<Value> {
     (text.contains('.') && text.bytes().any(|b| b.is_ascii_digit())).then_some(Value::Float(float))
 }
 
+/// The document as JSON.
+pub fn json(node: &Node) -> serde_json::Value {
+    match &node.value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(b) => (*b).into(),
+        Value::Int(i) => (*i).into(),
+        Value::Float(x) => (*x).into(),
+        Value::Text(text) => text.as_str().into(),
+        Value::List(items) => items.iter().map(json).collect(),
+        Value::Map(items) => items.iter().map(|(key, _, value)| (key.clone(), json(value))).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
