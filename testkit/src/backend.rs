@@ -51,13 +51,15 @@ impl Seen {
     }
 }
 
+pub type Answerer = Box<dyn FnOnce(&Seen, &Bytes) -> Reply + Send>;
+
 pub enum Action {
     /// Reads the whole request, then answers.
     Reply(Reply),
     /// Answers at once, leaving the request's body unread.
     Early(Reply),
     /// Reads the whole request, then lets the function answer.
-    WithBody(Box<dyn FnOnce(&Seen, &Bytes) -> Reply + Send>),
+    WithBody(Answerer),
     /// 200 and JSON: what came (method, target, headers, nonce, body length and hash, connection, attempt, backend).
     Echo,
     /// Sends the request's body back as it arrives, and `grpc-status: 0` behind it if it is gRPC.
@@ -588,7 +590,7 @@ fn echo_reply(seen: &Seen, body: &Bytes, backend: &str) -> Reply {
     let json = serde_json::json!({
         "backend": backend, "method": seen.method, "target": seen.target, "headers": headers, "nonce": nonce,
         "version": format!("{:?}", seen.version), "connection": seen.connection, "attempt": seen.attempt, "n": seen.n,
-        "body_len": body.len(), "body_fnv": fnv(body).to_string(),
+        "body_len": body.len(), "body_fnv": fnv(body),
         "body": String::from_utf8_lossy(&body[..body.len().min(4096)]),
     });
     Reply::text(200, json.to_string()).header("content-type", "application/json").header("x-weft-backend", backend)

@@ -243,7 +243,7 @@ impl Client {
         if json["nonce"] != nonce {
             return Err("wrong nonce".into());
         }
-        if json["body_len"] != body.len() || json["body_fnv"] != fnv(&body).to_string() {
+        if json["body_len"] != body.len() || json["body_fnv"] != fnv(&body) {
             return Err("the request's body came through changed".into());
         }
         self.idle.lock().expect("idle").push(sender);

@@ -346,4 +346,24 @@ mod tests {
         assert_eq!(sum_metric(text, "none", &[]), 0.0);
         assert_eq!(samples(text).count(), 4);
     }
+
+    /// A shell script in the proxy's place: lines of the log, signals, the exit status.
+    #[test]
+    fn follows_a_process() {
+        let dir = TempDir::new();
+        let script = "#!/bin/sh\necho started with $1\ntrap 'echo reload >&2' HUP\ntrap 'echo bye; exit 3' TERM\n\
+                      echo waiting\nwhile :; do sleep 0.05; done\n";
+        let bin = dir.write("fake", script);
+        std::fs::set_permissions(&bin, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+        let mut proxy = Proxy::with(Start { bin: bin.to_str().expect("path"), yaml: "a: 1", ..Start::default() });
+        let limit = Duration::from_secs(10);
+        assert_eq!(proxy.wait_log(|l| l.starts_with("started"), limit), "started with --config");
+        proxy.wait_log(|l| l == "waiting", limit);
+        assert!(proxy.rss_kib() > 0 && proxy.fds() >= 3);
+        proxy.sighup();
+        proxy.wait_log(|l| l == "reload", limit);
+        proxy.sigterm();
+        assert_eq!(proxy.wait_exit(limit).code(), Some(3));
+        proxy.wait_log(|l| l == "bye", limit);
+    }
 }

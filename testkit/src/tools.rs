@@ -257,4 +257,17 @@ mod tests {
         promtool_check("nonsense {").expect_err("not metrics");
         promtool_check("# TYPE a counter\na 1\n").expect_err("lint");
     }
+
+    #[test]
+    fn prometheus_scrapes() {
+        let page = "# HELP kit_total Things.\n# TYPE kit_total counter\nkit_total{a=\"b\"} 7\n";
+        let reply = crate::backend::Reply::text(200, page).header("content-type", "text/plain; version=0.0.4");
+        let backend = crate::backend::Backend::start(crate::backend::always(reply));
+        let prometheus = Prometheus::start(&[backend.addr()], "/stats/prometheus");
+        let found = crate::wait::poll(Duration::from_secs(20), || {
+            let samples = prometheus.query("kit_total{a=\"b\"}");
+            (!samples.is_empty()).then_some(samples)
+        });
+        assert_eq!(found.expect("a sample")[0].1, 7.0);
+    }
 }
