@@ -139,7 +139,7 @@ fn cut(text: &str) -> &str {
 }
 
 /// Plain ASCII as it is; the rest as JSON's escapes, so ESC, CR, bidirectional marks and the like cannot act.
-fn escape(out: &mut String, text: &str) {
+pub(super) fn escape(out: &mut String, text: &str) {
     for c in cut(text).chars() {
         match c {
             '"' => out.push_str("\\\""),

@@ -106,6 +106,7 @@ impl Queue {
     pub async fn export(&self) {
         let Some(mut waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let mut target = self.target.subscribe();
+        target.mark_changed();
         let mut client = None;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
