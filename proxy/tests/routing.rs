@@ -374,28 +374,24 @@ fn balancing() {
     assert!(order.windows(3).all(|w| w[0] != w[1] && w[1] != w[2] && w[0] != w[2]), "{order:?}");
 
     let fresh = || backends.iter().for_each(Backend::clear);
-    for (policy, least, most) in [("{algorithm: random}", 120, 280), ("{algorithm: p2c}", 20, 560)] {
-        hop.change(&balanced(&backends, policy));
-        fresh();
-        (0..600).for_each(|_| drop(client.get("/")));
-        println!("{policy}: {:?}", counts());
-        assert!(counts().iter().all(|n| (least..=most).contains(n)), "{policy}: {:?}", counts());
-    }
+    hop.change(&balanced(&backends, "{algorithm: random}"));
+    fresh();
+    (0..600).for_each(|_| drop(client.get("/")));
+    println!("random: {:?}", counts());
+    assert!(counts().iter().all(|n| (120..=280).contains(n)), "{:?}", counts());
 
-    // Least request: one endpoint is busy, so it gets the least.
-    hop.change(&balanced(&backends, "{algorithm: leastRequest, choices: 3}"));
-    let before: Vec<u64> = counts();
-    backends[0].set(always(Reply::text(200, "slow").delayed(Duration::from_secs(2))));
+    // Least request: while an endpoint is busy, the idle ones get everything.
+    hop.change(&balanced(&backends, "{algorithm: leastRequest}"));
+    fresh();
+    backends[0].set(always(Reply::text(200, "slow").delayed(Duration::from_secs(4))));
     std::thread::scope(|scope| {
-        for _ in 0..6 {
+        for _ in 0..12 {
             scope.spawn(|| hop.get("/"));
         }
-        until("one is at the slow endpoint", SOON, || backends[0].requests() > before[0]);
-        until("the others are answered", SOON, || hop.held("active_requests") == backends[0].counts().in_flight.load(std::sync::atomic::Ordering::SeqCst) as f64);
-        let busy = backends[0].requests();
+        until("one is at the slow endpoint", SOON, || backends[0].requests() > 0);
         let mut client = hop.client();
         let who: Vec<String> = (0..40).map(|_| by(&client.get("/"))).collect();
-        assert_eq!(backends[0].requests(), busy, "{who:?}");
+        assert!(who.iter().all(|w| w == "b1" || w == "b2"), "{who:?}");
     });
     backends[0].set(weft_testkit::backend::echo());
 
