@@ -3,17 +3,21 @@
 //! The control thread is the main thread. It follows the configuration file, answers the admin interface, gathers telemetry
 //! and listens to signals; workers accept and carry. They meet in `worker::Shared` alone.
 
-use crate::admin;
+use crate::admin::{self, AdminState};
 use crate::config::{self, Controller};
+use crate::control::{Control, Logging, Wish};
+use crate::config::file::ProxyConfig;
 use crate::settings::{LogFormat, Settings};
 use crate::telemetry::Hub;
 use crate::worker::{Phase, Shared, Worker};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
@@ -28,7 +32,7 @@ pub fn main(settings: &Settings) -> ExitCode {
     if settings.validate {
         return settings.validate();
     }
-    start_log(settings);
+    let logging = Arc::new(Logging::start(&settings.log, settings.log_format == LogFormat::Json));
     tell_panics();
     let files = crate::sys::limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -39,10 +43,12 @@ pub fn main(settings: &Settings) -> ExitCode {
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), open_files = ?files, "weft-proxy");
-    LocalSet::new().block_on(&runtime, run(settings))
+    let code = LocalSet::new().block_on(&runtime, run(settings, logging.clone()));
+    logging.settle();
+    code
 }
 
-async fn run(settings: &Settings) -> ExitCode {
+async fn run(settings: &Settings, logging: Arc<Logging>) -> ExitCode {
     let (config, following) = match Controller::start(settings) {
         Ok(started) => started,
         Err(refused) => {
@@ -75,9 +81,13 @@ async fn run(settings: &Settings) -> ExitCode {
 
     tokio::task::spawn_local(following);
     tokio::task::spawn_local(telemetry(shared.clone()));
-    let (asked, mut drains) = mpsc::channel::<()>(1);
-    let admin = admin::serve(settings.admin(&first), shared.clone(), config.clone(), asked);
-    tokio::task::spawn_local(admin);
+    let (wish, mut wishes) = watch::channel(Wish::Run);
+    let control = Control { shared: shared.clone(), config: config.clone(), logging, wish };
+    let state = AdminState::new(shared.telemetry.clone(), Arc::new(control));
+    if let Err(why) = open_admin(settings.admin(&first), &first, &state) {
+        tracing::error!("{why}");
+        return ExitCode::from(UNUSABLE);
+    }
 
     let mut workers = match start_workers(settings.workers(&first), &shared).await {
         Ok(workers) => workers,
@@ -88,10 +98,10 @@ async fn run(settings: &Settings) -> ExitCode {
     };
     tokio::task::spawn_local(become_ready(shared.clone(), config));
 
-    let why = tokio::select! {
-        why = signals.next() => why,
-        _ = drains.recv() => "an admin's request",
-        _ = workers.recv() => "a worker that ended",
+    let (why, exit) = tokio::select! {
+        why = signals.next() => (why, true),
+        Ok(wish) = wishes.wait_for(|w| *w > Wish::Run) => ("asked for by admin", *wish == Wish::Quit),
+        _ = workers.recv() => ("a worker ended", true),
     };
     shared.ready.store(false, Ordering::Relaxed);
     tracing::info!(reason = why, "draining");
@@ -105,6 +115,13 @@ async fn run(settings: &Settings) -> ExitCode {
         () = tokio::time::sleep(limit) => tracing::error!("a worker did not end in time"),
         again = signals.next() => tracing::warn!(signal = again, "not waiting any longer"),
     }
+    if !exit {
+        // Whoever drains without an end in mind wants to look, and ends the process later.
+        tokio::select! {
+            _ = signals.next() => {}
+            _ = wishes.wait_for(|w| *w == Wish::Quit) => {}
+        }
+    }
     match shared.cut.load(Ordering::Relaxed) {
         0 => {
             tracing::info!(cut = 0, "drained");
@@ -115,6 +132,24 @@ async fn run(settings: &Settings) -> ExitCode {
             ExitCode::from(CUT)
         }
     }
+}
+
+/// The whole interface on loopback; for the pod's address readiness and metrics only, where the file asks for them.
+fn open_admin(address: SocketAddr, config: &ProxyConfig, state: &Arc<AdminState>) -> Result<(), String> {
+    let bind = |address: SocketAddr| {
+        // A successor of this process may open the same doors while this one drains.
+        let socket = crate::sys::sockopt::listen(address).and_then(TcpListener::from_std);
+        let socket = socket.map_err(|e| format!("admin: {address} cannot be bound: {e}"))?;
+        tracing::info!(address = ?socket.local_addr().ok(), "admin interface");
+        Ok::<_, String>(socket)
+    };
+    tokio::task::spawn_local(admin::serve(bind(address)?, state.clone()));
+    let mut public: Vec<_> = config.readiness.into_iter().chain(config.metrics).collect();
+    public.dedup();
+    for address in public {
+        tokio::task::spawn_local(admin::serve_public(bind(address)?, state.clone()));
+    }
+    Ok(())
 }
 
 /// Each worker on a thread of its own. Ok once all of them listen; the channel closes when all of them have ended.
@@ -202,20 +237,6 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
-}
-
-fn start_log(settings: &Settings) {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(&settings.log).unwrap_or_else(|error| {
-        eprintln!("--log {:?}: {error}; using info", settings.log);
-        EnvFilter::new("info")
-    });
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Only a second subscriber in one process is refused, which then has the first one's lines.
-    let _ = match settings.log_format {
-        LogFormat::Text => lines.with_ansi(false).try_init(),
-        LogFormat::Json => lines.json().try_init(),
-    };
 }
 
 /// A panic costs the connection it happened in; the log says where.

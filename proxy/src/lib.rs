@@ -4,6 +4,7 @@ pub mod accept;
 pub mod admin;
 pub mod app;
 pub mod config;
+pub mod control;
 pub mod ending;
 pub mod http;
 pub mod settings;
