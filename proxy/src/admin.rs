@@ -11,6 +11,9 @@ pub mod rules;
 pub mod server;
 pub mod stats;
 
+#[cfg(test)]
+mod tests;
+
 pub use server::{serve, serve_public};
 
 use crate::telemetry::Hub;

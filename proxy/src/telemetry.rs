@@ -8,6 +8,9 @@ pub mod otlp;
 pub mod record;
 pub mod trace;
 
+#[cfg(test)]
+mod tests;
+
 use crate::telemetry::metrics::cells::Cells;
 use crate::telemetry::metrics::labels::Party;
 use crate::telemetry::metrics::series::Series;

@@ -139,7 +139,7 @@ fn cut(text: &str) -> &str {
 }
 
 /// Plain ASCII as it is; the rest as JSON's escapes, so ESC, CR, bidirectional marks and the like cannot act.
-fn escape(out: &mut String, text: &str) {
+pub(super) fn escape(out: &mut String, text: &str) {
     for c in cut(text).chars() {
         match c {
             '"' => out.push_str("\\\""),
@@ -263,8 +263,8 @@ fn json_request(out: &mut String, hub: &Hub, r: &Record, now: Instant) {
     j.text("listener", &r.listener);
     j.text("role", r.role.word());
     j.text("method", r.method.as_str());
-    j.text("path", &r.path);
-    j.text("authority", &r.authority);
+    j.text("path", r.path.as_str());
+    j.text("authority", r.authority());
     j.text("protocol", r.proto.word());
     j.number("status", r.status.as_u16());
     if let Some(grpc) = r.grpc_status {
@@ -301,13 +301,13 @@ fn json_request(out: &mut String, hub: &Hub, r: &Record, now: Instant) {
         j.some("peer_workload", &workload.name);
     }
     j.plain("destination", r.destination);
-    j.some("request_id", &r.request_id);
+    j.some("request_id", r.request_id());
     j.text("trace_id", &r.trace.trace_id_hex());
     if r.trace.sampled {
         j.key("sampled");
         j.out.push_str("true");
     }
-    j.some("user_agent", &r.user_agent);
+    j.some("user_agent", r.user_agent());
     if r.upgraded {
         j.key("upgraded");
         j.out.push_str("true");
@@ -398,7 +398,7 @@ fn text_request(out: &mut String, r: &Record, now: Instant) {
     let _ = write!(out, "[{}] \"", wall(r.started, now));
     escape(out, r.method.as_str());
     out.push(' ');
-    dash(out, &r.path);
+    dash(out, r.path.as_str());
     let protocol = match r.proto {
         Proto::Http1 => "HTTP/1.1",
         Proto::Http2 | Proto::Grpc => "HTTP/2",
@@ -417,9 +417,9 @@ fn text_request(out: &mut String, r: &Record, now: Instant) {
     }
     // The forwarded-for header stays the app's; the peer is what we know.
     quoted(out, "");
-    quoted(out, &r.user_agent);
-    quoted(out, &r.request_id);
-    quoted(out, &r.authority);
+    quoted(out, r.user_agent());
+    quoted(out, r.request_id());
+    quoted(out, r.authority());
     let upstream = r.attempts.last().map(|a| a.endpoint.address.socket().to_string());
     quoted(out, upstream.as_deref().unwrap_or(""));
     out.push(' ');

@@ -106,6 +106,7 @@ impl Queue {
     pub async fn export(&self) {
         let Some(mut waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let mut target = self.target.subscribe();
+        target.mark_changed();
         let mut client = None;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -196,7 +197,7 @@ fn status(code: u16, client: bool) -> Option<Status> {
 /// What is common to the request's span and its attempts'.
 fn common(record: &Record) -> Vec<KeyValue> {
     // A query may hold secrets, so it stays here.
-    let path = record.path.split_once('?').map_or(record.path.as_str(), |(path, _)| path);
+    let path = record.path.path();
     let version = match record.proto {
         Proto::Http1 => "1.1",
         Proto::Http2 | Proto::Grpc => "2",
@@ -205,7 +206,7 @@ fn common(record: &Record) -> Vec<KeyValue> {
     let mut attributes = vec![
         text("http.request.method", record.method.as_str()),
         text("url.path", path),
-        text("server.address", &record.authority),
+        text("server.address", record.authority()),
         text("network.protocol.version", version),
     ];
     if let Some(route) = &record.route {
@@ -243,8 +244,8 @@ fn server_span(record: &Record, now: Instant, wall: SystemTime) -> Span {
     if let Some(grpc) = record.grpc_status {
         attributes.push(number("rpc.grpc.status_code", grpc.into()));
     }
-    if !record.request_id.is_empty() {
-        attributes.push(text("weft.request_id", &record.request_id));
+    if !record.request_id().is_empty() {
+        attributes.push(text("weft.request_id", record.request_id()));
     }
     if let Some(id) = record.peer.identity.as_ref().and_then(|i| i.spiffe.as_ref()) {
         attributes.push(text("weft.peer.identity", id.as_str()));

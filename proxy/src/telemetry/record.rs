@@ -88,6 +88,25 @@ pub struct Record {
     pub upgraded: bool,
 }
 
+impl Record {
+    /// Texts of the client's; empty where there is none, or where it is not text.
+    pub fn authority(&self) -> &str {
+        self.authority.as_ref().map_or("", Authority::as_str)
+    }
+
+    pub fn request_id(&self) -> &str {
+        text(&self.request_id)
+    }
+
+    pub fn user_agent(&self) -> &str {
+        text(&self.user_agent)
+    }
+}
+
+fn text(value: &Option<HeaderValue>) -> &str {
+    value.as_ref().and_then(|v| std::str::from_utf8(v.as_bytes()).ok()).unwrap_or("")
+}
+
 /// An opaque connection, reported when it opens, now and then, and when it closes.
 #[derive(Debug)]
 pub struct TcpRecord {

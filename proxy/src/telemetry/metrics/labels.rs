@@ -8,7 +8,7 @@ use crate::telemetry::record::{Peer, Proto};
 use http::Method;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use weft_policy::id::{BackendId, ServiceId};
+use weft_policy::id::{BackendId, ServiceId, SpiffeId};
 use weft_policy::listener::Role;
 use weft_policy::meta::Workload;
 use weft_policy::plan::ServicePlan;
@@ -36,14 +36,19 @@ impl Party {
 
     /// A client, as far as its certificate vouches for it.
     pub fn of_peer(peer: &Peer) -> Self {
-        let Some(identity) = &peer.identity else { return Self::default() };
-        let mut workload = peer.workload.clone().unwrap_or_default();
+        match &peer.identity {
+            Some(proven) => Self::vouched(proven.spiffe.as_ref(), proven.dns.as_ref(), peer.workload.as_ref()),
+            None => Self::default(),
+        }
+    }
+
+    fn vouched(spiffe: Option<&SpiffeId>, dns: Option<&Arc<str>>, says: Option<&Workload>) -> Self {
+        let mut workload = says.cloned().unwrap_or_default();
         for text in [
             &mut workload.name,
             &mut workload.namespace,
             &mut workload.app,
             &mut workload.version,
-            &mut workload.pod,
             &mut workload.cluster,
         ] {
             if text.len() > NAME_BYTES || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b)) {
@@ -52,11 +57,10 @@ impl Party {
         }
         // Which pod it was is for the log.
         workload.pod = Arc::default();
-        if let Some((namespace, _)) = identity.spiffe.as_ref().and_then(|id| id.workload()) {
+        if let Some((namespace, _)) = spiffe.and_then(SpiffeId::workload) {
             workload.namespace = namespace.into();
         }
-        let name = identity.spiffe.as_ref().map(|id| id.shared()).or_else(|| identity.dns.clone());
-        Self { workload, identity: name, addr: None }
+        Self { workload, identity: spiffe.map(SpiffeId::shared).or_else(|| dns.cloned()), addr: None }
     }
 }
 
@@ -349,5 +353,32 @@ impl Subject {
         let rest = self.linkerd();
         l.append(&rest);
         l
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_certificate_wins_and_names_are_names() {
+        let id = SpiffeId::parse("spiffe://cluster.local/ns/demo/sa/web").unwrap();
+        let says = Workload {
+            name: "web-v1".into(),
+            namespace: "kube-system".into(),
+            app: "a\"} 1\nevil".into(),
+            version: "x".repeat(300).into(),
+            pod: "web-v1-123".into(),
+            cluster: "\u{202e}".into(),
+        };
+        let party = Party::vouched(Some(&id), None, Some(&says));
+        assert_eq!(&*party.workload.namespace, "demo");
+        assert_eq!(&*party.workload.name, "web-v1");
+        for text in [&party.workload.app, &party.workload.version, &party.workload.cluster] {
+            assert_eq!(&**text, UNKNOWN);
+        }
+        assert_eq!(&*party.workload.pod, "");
+        assert_eq!(party.identity.as_deref(), Some(id.as_str()));
+        assert_eq!(Party::vouched(None, Some(&"a.b".into()), None).identity.as_deref(), Some("a.b"));
     }
 }
