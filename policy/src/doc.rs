@@ -202,7 +202,10 @@ impl<'n, 'd> Cursor<'n, 'd> {
     }
 
     /// A map of free keys.
-    pub fn entries<T>(&mut self, mut read: impl FnMut(&str, &mut Cursor<'_, '_>) -> Option<T>) -> Option<Vec<(String, T)>> {
+    pub fn entries<T>(
+        &mut self,
+        mut read: impl FnMut(&str, &mut Cursor<'_, '_>) -> Option<T>,
+    ) -> Option<Vec<(String, T)>> {
         let Value::Map(items) = &self.node.value else { return self.expected("a map") };
         let mut out = Vec::with_capacity(items.len());
         let mut whole = true;
@@ -416,7 +419,10 @@ mod tests {
         assert_eq!(out, None);
         let lines: Vec<String> = diags.0.iter().map(|d| d.to_string()).collect();
         assert_eq!(lines.len(), 4, "{lines:#?}");
-        assert!(lines.iter().any(|l| l == "line 2: error: retris: unknown field (did you mean retries?)"), "{lines:#?}");
+        assert!(
+            lines.iter().any(|l| l == "line 2: error: retris: unknown field (did you mean retries?)"),
+            "{lines:#?}"
+        );
         assert!(lines.iter().any(|l| l.starts_with("line 3: error: port: 70000 is out of range")), "{lines:#?}");
     }
 }

@@ -16,7 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum Address {
     Direct(SocketAddr),
     /// Through another network's gateway, by server name.
-    ViaGateway { addr: SocketAddr, sni: Arc<str> },
+    ViaGateway {
+        addr: SocketAddr,
+        sni: Arc<str>,
+    },
 }
 
 impl Address {
@@ -96,11 +99,19 @@ impl Source {
             let dns = f.opt("dns", read_host_port);
             let addr: Option<SocketAddr> = f.opt("address", |c| c.parse(ADDRESS));
             if f.has("dns") == f.has("address") {
-                return f.fail("", "an endpoint has either an address or a DNS name", "address: 10.1.0.5:8080, or dns: db.example.com:5432");
+                return f.fail(
+                    "",
+                    "an endpoint has either an address or a DNS name",
+                    "address: 10.1.0.5:8080, or dns: db.example.com:5432",
+                );
             }
             let id = f.opt("id", |c| c.text());
             if id.is_some() && f.has("dns") {
-                return f.fail("id", "ids of a name's endpoints are made from the name and the address", "leave it out");
+                return f.fail(
+                    "id",
+                    "ids of a name's endpoints are made from the name and the address",
+                    "leave it out",
+                );
             }
             let sni = f.opt("gatewaySni", |c| c.text());
             if sni.is_some() && f.has("dns") {
@@ -148,7 +159,8 @@ fn of(service: &ServiceId, labels: &BTreeMap<String, String>) -> crate::meta::Wo
 
 fn read_host_port(c: &mut Cursor<'_, '_>) -> Option<(Arc<str>, u16)> {
     let text = c.text()?;
-    let parts = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok().filter(|p| *p > 0)?)));
+    let parts =
+        text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok().filter(|p| *p > 0)?)));
     let valid = |host: &str| {
         let host = host.strip_suffix('.').unwrap_or(host);
         host.len() <= 253

@@ -226,7 +226,10 @@ fn positive(c: &mut Cursor<'_, '_>) -> Option<Duration> {
     }
 }
 
-fn by_port<T>(c: &mut Cursor<'_, '_>, mut read: impl FnMut(&mut Cursor<'_, '_>) -> Option<T>) -> Option<BTreeMap<u16, T>> {
+fn by_port<T>(
+    c: &mut Cursor<'_, '_>,
+    mut read: impl FnMut(&mut Cursor<'_, '_>) -> Option<T>,
+) -> Option<BTreeMap<u16, T>> {
     let read = |key: &str, c: &mut Cursor<'_, '_>| match key.parse::<u16>() {
         Ok(port) if port > 0 => Some((port, read(c)?)),
         _ => c.fail(format!("{key:?} is not a port"), "a whole number from 1 to 65535"),
@@ -260,18 +263,20 @@ impl Config {
             let clients = f.opt("clients", Clients::read).unwrap_or_default();
             let forward_identity = f
                 .opt("forwardIdentity", |c| {
-                    c.word(&[("none", ForwardIdentity::None), ("xfcc", ForwardIdentity::Xfcc), ("l5d", ForwardIdentity::L5d)])
+                    c.word(&[
+                        ("none", ForwardIdentity::None),
+                        ("xfcc", ForwardIdentity::Xfcc),
+                        ("l5d", ForwardIdentity::L5d),
+                    ])
                 })
                 .unwrap_or_default();
             let to = f.opt("to", BackendRef::read);
             let app = f.opt("app", |c| c.parse(ADDRESS));
             let app_ip = f.opt("appIp", |c| c.parse("an IP address, such as 127.0.0.1"));
-            let unknown = f
-                .opt("unknown", |c| c.word(&[("allow", Unknown::Allow), ("deny", Unknown::Deny)]))
-                .unwrap_or_default();
+            let unknown =
+                f.opt("unknown", |c| c.word(&[("allow", Unknown::Allow), ("deny", Unknown::Deny)])).unwrap_or_default();
             let limits = f.opt("limits", Limits::read).unwrap_or_default();
             let trusted_hops = f.or("trustedHops", 0, |c| c.int(0, 32).map(|i| i as u32));
-            let workers_share = f.or("workersShare", false, |c| c.bool());
             let config = Self {
                 name: name?.into(),
                 role: role?,
@@ -288,7 +293,7 @@ impl Config {
                 unknown,
                 limits,
                 trusted_hops,
-                workers_share,
+                workers_share: false,
             };
             config.check(f);
             Some(config)
@@ -299,21 +304,28 @@ impl Config {
     fn check(&self, f: &mut Fields<'_, '_>) {
         let role = self.role.word();
         let misplaced: &[&str] = match self.role.is_inbound() {
-            true => &["to", "unknown"],
+            true => &["unknown"],
             false => &["mtls", "clients", "app", "appIp", "forwardIdentity"],
         };
         for field in misplaced {
             if !f.has(field) {
                 continue;
             }
-            let side = if self.role.is_inbound() { "listeners towards services" } else { "inbound and tcp-in" };
+            let side = if self.role.is_inbound() { "hop, outbound and tcp-out" } else { "inbound and tcp-in" };
             f.fail::<()>(field, format!("has no meaning for {role}"), &format!("only for {side}"));
         }
         if self.app.is_some() && self.app_ip.is_some() {
-            f.fail::<()>("appIp", "app is given too", "app for one address and port, appIp for the port that was dialled");
+            f.fail::<()>(
+                "appIp",
+                "app is given too",
+                "app for one address and port, appIp for the port that was dialled",
+            );
         }
-        if self.role.is_inbound() && self.app.is_none() && !self.original_dst {
+        if self.role.is_inbound() && self.app.is_none() && self.to.is_none() && !self.original_dst {
             f.fail::<()>("app", "is missing", "where the app listens, or originalDst: true behind a redirect rule");
+        }
+        if self.app.is_some() && self.to.is_some() {
+            f.fail::<()>("to", "app is given too", "app for an address, to for a service with policies of its own");
         }
         let tls = self.protocol == Protocol::Tls;
         if self.role == Role::TcpOut && self.to.is_none() && !self.original_dst && !tls {

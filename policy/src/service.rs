@@ -155,19 +155,18 @@ impl Entry {
                 f.fail::<()>("subsets", format!("subset {} is here twice", subset.name), "give each name once");
             }
         }
-        for (i, one) in endpoints.iter().enumerate() {
-            let twice = match one {
-                endpoint::Source::Static(e) => endpoints[..i]
-                    .iter()
-                    .any(|o| matches!(o, endpoint::Source::Static(o) if o.id == e.id))
-                    .then(|| e.id.to_string()),
-                endpoint::Source::Dns(e) => endpoints[..i]
-                    .iter()
-                    .any(|o| matches!(o, endpoint::Source::Dns(o) if o.host == e.host && o.port == e.port))
-                    .then(|| format!("{}:{}", e.host, e.port)),
+        let mut seen = rustc_hash::FxHashSet::default();
+        for endpoint in &endpoints {
+            let name = match endpoint {
+                endpoint::Source::Static(e) => e.id.to_string(),
+                endpoint::Source::Dns(e) => format!("{}:{}", e.host, e.port),
             };
-            if let Some(what) = twice {
-                f.fail::<()>("endpoints", format!("{what} is here twice"), "give each endpoint once, or different ids");
+            if let Some(twice) = seen.replace(name) {
+                f.fail::<()>(
+                    "endpoints",
+                    format!("{twice} is here twice"),
+                    "give each endpoint once, or different ids",
+                );
             }
         }
         let keys = names.keys(port);
@@ -231,7 +230,8 @@ pub(crate) fn read_name(c: &mut Cursor<'_, '_>) -> Option<String> {
 
 /// `reviews`, `*.example.com`, `*`; with `:PORT` for another port than the service's, with `:*` for any port.
 fn read_host(c: &mut Cursor<'_, '_>) -> Option<(Arc<str>, Option<u16>)> {
-    const HINT: &str = "a host such as reviews.demo, *.example.com or *, with :PORT or :* where the port is another or any";
+    const HINT: &str =
+        "a host such as reviews.demo, *.example.com or *, with :PORT or :* where the port is another or any";
     let text = c.text()?.to_ascii_lowercase();
     let (host, port) = match text.rsplit_once(':') {
         Some((host, "*")) => (host, Some(0)),
@@ -242,7 +242,10 @@ fn read_host(c: &mut Cursor<'_, '_>) -> Option<(Arc<str>, Option<u16>)> {
         },
         _ => (text.as_str(), None),
     };
-    let address = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok());
+    let address = host
+        .strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok());
     let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
     let valid = address || host == "*" || host.strip_prefix("*.").unwrap_or(host).split('.').all(label);
     if !valid || host.len() > 253 {
@@ -258,6 +261,9 @@ fn read_address(c: &mut Cursor<'_, '_>) -> Option<(IpAddr, Option<u16>)> {
     }
     match text.parse::<SocketAddr>() {
         Ok(addr) => Some((addr.ip().to_canonical(), Some(addr.port()))),
-        Err(_) => c.fail(format!("{text:?} is not an address"), "an IP address such as 10.0.0.10 or fd00::10, with :PORT where the port is another"),
+        Err(_) => c.fail(
+            format!("{text:?} is not an address"),
+            "an IP address such as 10.0.0.10 or fd00::10, with :PORT where the port is another",
+        ),
     }
 }

@@ -5,8 +5,7 @@
 
 use crate::admin::{self, AdminState};
 use crate::config::{self, Controller};
-use crate::control::{Control, Logging, Wish};
-use crate::config::file::ProxyConfig;
+use crate::process::{LogFilter, Process};
 use crate::settings::{LogFormat, Settings};
 use crate::telemetry::Hub;
 use crate::worker::{Phase, Shared, Worker};
@@ -32,7 +31,7 @@ pub fn main(settings: &Settings) -> ExitCode {
     if settings.validate {
         return settings.validate();
     }
-    let logging = Arc::new(Logging::start(&settings.log, settings.log_format == LogFormat::Json));
+    let log = start_log(settings);
     tell_panics();
     let files = crate::sys::limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -43,12 +42,10 @@ pub fn main(settings: &Settings) -> ExitCode {
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), open_files = ?files, "weft-proxy");
-    let code = LocalSet::new().block_on(&runtime, run(settings, logging.clone()));
-    logging.settle();
-    code
+    LocalSet::new().block_on(&runtime, run(settings, log))
 }
 
-async fn run(settings: &Settings, logging: Arc<Logging>) -> ExitCode {
+async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     let (config, following) = match Controller::start(settings) {
         Ok(started) => started,
         Err(refused) => {
@@ -81,10 +78,17 @@ async fn run(settings: &Settings, logging: Arc<Logging>) -> ExitCode {
 
     tokio::task::spawn_local(following);
     tokio::task::spawn_local(telemetry(shared.clone()));
-    let (wish, mut wishes) = watch::channel(Wish::Run);
-    let control = Control { shared: shared.clone(), config: config.clone(), logging, wish };
-    let state = AdminState::new(shared.telemetry.clone(), Arc::new(control));
-    if let Err(why) = open_admin(settings.admin(&first), &first, &state) {
+    let (asked, mut drains) = mpsc::channel::<()>(1);
+    let process = Arc::new(Process {
+        shared: shared.clone(),
+        config: config.clone(),
+        leave: asked,
+        log,
+        filter: settings.log.clone().into(),
+    });
+    shared.telemetry.collect(process.clone());
+    let admin = AdminState::new(shared.telemetry.clone(), process);
+    if let Err(why) = open_admin(settings.admin(&first), [first.readiness, first.metrics], admin).await {
         tracing::error!("{why}");
         return ExitCode::from(UNUSABLE);
     }
@@ -98,10 +102,10 @@ async fn run(settings: &Settings, logging: Arc<Logging>) -> ExitCode {
     };
     tokio::task::spawn_local(become_ready(shared.clone(), config));
 
-    let (why, exit) = tokio::select! {
-        why = signals.next() => (why, true),
-        Ok(wish) = wishes.wait_for(|w| *w > Wish::Run) => ("asked for by admin", *wish == Wish::Quit),
-        _ = workers.recv() => ("a worker ended", true),
+    let why = tokio::select! {
+        why = signals.next() => why,
+        _ = drains.recv() => "an admin's request",
+        _ = workers.recv() => "a worker that ended",
     };
     shared.ready.store(false, Ordering::Relaxed);
     tracing::info!(reason = why, "draining");
@@ -115,13 +119,6 @@ async fn run(settings: &Settings, logging: Arc<Logging>) -> ExitCode {
         () = tokio::time::sleep(limit) => tracing::error!("a worker did not end in time"),
         again = signals.next() => tracing::warn!(signal = again, "not waiting any longer"),
     }
-    if !exit {
-        // Whoever drains without an end in mind wants to look, and ends the process later.
-        tokio::select! {
-            _ = signals.next() => {}
-            _ = wishes.wait_for(|w| *w == Wish::Quit) => {}
-        }
-    }
     match shared.cut.load(Ordering::Relaxed) {
         0 => {
             tracing::info!(cut = 0, "drained");
@@ -132,24 +129,6 @@ async fn run(settings: &Settings, logging: Arc<Logging>) -> ExitCode {
             ExitCode::from(CUT)
         }
     }
-}
-
-/// The whole interface on loopback; for the pod's address readiness and metrics only, where the file asks for them.
-fn open_admin(address: SocketAddr, config: &ProxyConfig, state: &Arc<AdminState>) -> Result<(), String> {
-    let bind = |address: SocketAddr| {
-        // A successor of this process may open the same doors while this one drains.
-        let socket = crate::sys::sockopt::listen(address).and_then(TcpListener::from_std);
-        let socket = socket.map_err(|e| format!("admin: {address} cannot be bound: {e}"))?;
-        tracing::info!(address = ?socket.local_addr().ok(), "admin interface");
-        Ok::<_, String>(socket)
-    };
-    tokio::task::spawn_local(admin::serve(bind(address)?, state.clone()));
-    let mut public: Vec<_> = config.readiness.into_iter().chain(config.metrics).collect();
-    public.dedup();
-    for address in public {
-        tokio::task::spawn_local(admin::serve_public(bind(address)?, state.clone()));
-    }
-    Ok(())
 }
 
 /// Each worker on a thread of its own. Ok once all of them listen; the channel closes when all of them have ended.
@@ -237,6 +216,40 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+/// The admin interface, and its read-only part on further addresses.
+async fn open_admin(
+    admin: SocketAddr,
+    public: [Option<SocketAddr>; 2],
+    state: Arc<AdminState>,
+) -> Result<(), String> {
+    let bind = async |addr: SocketAddr, what: &str| {
+        TcpListener::bind(addr).await.map_err(|e| format!("{what} {addr} cannot be opened: {e}"))
+    };
+    tokio::task::spawn_local(admin::serve(bind(admin, "the admin address").await?, state.clone()));
+    for addr in public.into_iter().flatten() {
+        tokio::task::spawn_local(admin::serve_public(bind(addr, "the address").await?, state.clone()));
+    }
+    Ok(())
+}
+
+fn start_log(settings: &Settings) -> LogFilter {
+    use tracing_subscriber::prelude::*;
+    use tracing_subscriber::{EnvFilter, fmt, reload};
+    let filter = EnvFilter::try_new(&settings.log).unwrap_or_else(|error| {
+        eprintln!("--log {:?}: {error}; using info", settings.log);
+        EnvFilter::new("info")
+    });
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match settings.log_format {
+        LogFormat::Text => lines.with_ansi(false).boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    // Only a second subscriber in one process is refused, which then has the first one's lines.
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    handle
 }
 
 /// A panic costs the connection it happened in; the log says where.

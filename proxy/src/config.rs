@@ -68,7 +68,8 @@ impl std::error::Error for Refused {}
 pub struct Controller {
     file: PathBuf,
     watched: Watched,
-    text: Option<Vec<u8>>,
+    /// As last looked at, good or bad.
+    text: Result<String, String>,
     identity_files: Watched,
     applier: Applier,
     shared: Arc<Shared>,
@@ -84,8 +85,8 @@ impl Controller {
         let path = settings.config.clone();
         let mut watched = Watched::new(std::iter::once(path.as_path()));
         watched.look();
-        let text = std::fs::read(&path).ok();
-        let (config, mut diags) = ProxyConfig::load(&path);
+        let text = file::text(&path);
+        let (config, mut diags) = ProxyConfig::of(&text, &path);
         let Some(config) = config else { return Err(Refused { file: path, diags }) };
         warn_all(&path, &diags);
         let mut identity_files = watch_identity(&config);
@@ -189,12 +190,12 @@ impl Controller {
 
     /// Reads the file again, and takes it if it is whole and right.
     fn reload(&mut self, asked: bool) {
-        let text = std::fs::read(&self.file).ok();
-        if text.is_some() && text == self.text && !asked {
+        let text = file::text(&self.file);
+        if text == self.text && !asked {
             return;
         }
         self.text = text;
-        let (config, diags) = ProxyConfig::load(&self.file);
+        let (config, diags) = ProxyConfig::of(&self.text, &self.file);
         warn_all(&self.file, &diags);
         let Some(config) = config else {
             count("refused");
@@ -231,8 +232,8 @@ impl Controller {
             Err(why) => Some(why),
             Ok((identity, bundle)) => {
                 let held = live.load();
-                let same = held.identity.chain() == identity.chain()
-                    && held.bundle.certificates().eq(bundle.certificates());
+                let same =
+                    held.identity.chain() == identity.chain() && held.bundle.certificates().eq(bundle.certificates());
                 if !same {
                     let serial = identity.sha256();
                     live.store(identity, bundle);

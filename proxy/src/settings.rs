@@ -84,22 +84,28 @@ impl Settings {
 
     /// Does what `--validate` says; findings go to standard output, which is what was asked for.
     pub fn validate(&self) -> ExitCode {
-        let (config, diags) = ProxyConfig::load(&self.config);
         let mut out = std::io::stdout().lock();
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        let (good, text) = self.findings(!no_color && out.is_terminal());
+        // A reader that went away has seen enough.
+        let _ = out.write_all(text.as_bytes());
+        if good { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    }
+
+    /// Whether the file is good, and what is to be said of it.
+    pub fn findings(&self, colour: bool) -> (bool, String) {
+        let (config, diags) = ProxyConfig::load(&self.config);
         let text = match self.output {
             Output::Json => json(&self.config, config.as_ref(), &diags),
             Output::Text => {
-                let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-                let mut text = render(&self.config, &diags, !no_color && out.is_terminal());
+                let mut text = render(&self.config, &diags, colour);
                 if let Some(config) = &config {
                     let _ = writeln!(text, "{}", summary(config));
                 }
                 text
             }
         };
-        // A reader that went away has seen enough.
-        let _ = out.write_all(text.as_bytes());
-        if config.is_some() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+        (config.is_some(), text)
     }
 }
 
@@ -167,9 +173,9 @@ fn json(file: &Path, config: Option<&ProxyConfig>, diags: &Diags) -> String {
             })
         })
         .collect();
-    let counts = config.map(|c| {
-        serde_json::json!({ "listeners": c.listeners.len(), "services": c.services.len(), "routes": c.routes() })
-    });
+    let counts = config.map(
+        |c| serde_json::json!({ "listeners": c.listeners.len(), "services": c.services.len(), "routes": c.routes() }),
+    );
     let all = serde_json::json!({
         "file": file.display().to_string(),
         "ok": config.is_some(),
@@ -192,7 +198,11 @@ mod tests {
         let config = ProxyConfig { workers: Some(4), ..Default::default() };
         assert_eq!(s.workers(&config), 2);
         assert_eq!(s.admin(&config).to_string(), "127.0.0.1:15000");
-        for bad in [&["weft-proxy"][..], &["weft-proxy", "--config", "a", "--workers", "0"], &["weft-proxy", "-c", "a", "-o", "json"]] {
+        for bad in [
+            &["weft-proxy"][..],
+            &["weft-proxy", "--config", "a", "--workers", "0"],
+            &["weft-proxy", "-c", "a", "-o", "json"],
+        ] {
             assert!(Settings::try_parse_from(bad).is_err(), "{bad:?}");
         }
         let help = Settings::command().render_long_help().to_string();

@@ -181,9 +181,9 @@ impl Applier {
             next.insert(config.name.clone(), same.unwrap_or_else(|| (Arc::new(config.clone()), now)));
         }
         let same = next.len() == self.listeners.len()
-            && next.iter().all(|(name, (new, _))| {
-                self.listeners.get(name).is_some_and(|(held, _)| Arc::ptr_eq(held, new))
-            });
+            && next
+                .iter()
+                .all(|(name, (new, _))| self.listeners.get(name).is_some_and(|(held, _)| Arc::ptr_eq(held, new)));
         self.listeners = next;
         !same
     }

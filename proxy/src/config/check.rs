@@ -121,7 +121,8 @@ impl Check<'_> {
         let config = self.config;
         let mut names: FxHashMap<&str, &str> = FxHashMap::default();
         let mut addresses: FxHashMap<SocketAddr, String> = FxHashMap::default();
-        for (field, address) in [("admin", config.admin), ("readiness", config.readiness), ("metrics", config.metrics)] {
+        for (field, address) in [("admin", config.admin), ("readiness", config.readiness), ("metrics", config.metrics)]
+        {
             if let Some(address) = address {
                 self.address(&mut addresses, address, field);
             }
@@ -140,7 +141,11 @@ impl Check<'_> {
             }
             let strict = listener.mtls.mode == Mode::Strict || listener.mtls.ports.values().any(|m| *m == Mode::Strict);
             if listener.role.is_inbound() && strict && !self.has_identity() {
-                self.error(&format!("{path}.mtls"), "strict needs a certificate", "an identity section, or another mode");
+                self.error(
+                    &format!("{path}.mtls"),
+                    "strict needs a certificate",
+                    "an identity section, or another mode",
+                );
             }
         }
     }
@@ -187,7 +192,11 @@ impl Check<'_> {
                     DestKey::Sni { name, port } => ("serverNames", format!("{name}:{port}")),
                 };
                 let service = path.split(".ports[").next().unwrap_or(path);
-                self.error(&format!("{service}.{field}"), format!("{text} leads to {first} already"), "one service for each");
+                self.error(
+                    &format!("{service}.{field}"),
+                    format!("{text} leads to {first} already"),
+                    "one service for each",
+                );
             }
             if let Err(errors) = plan::compile(config) {
                 for e in errors {

@@ -216,7 +216,8 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    const PACE: Pace = Pace { min: Duration::from_secs(5), max: Duration::from_secs(300), patience: Duration::from_secs(10) };
+    const PACE: Pace =
+        Pace { min: Duration::from_secs(5), max: Duration::from_secs(300), patience: Duration::from_secs(10) };
 
     fn found(addresses: &[&str], ttl: u64) -> Found {
         Found::Addresses(addresses.iter().map(|a| a.parse().unwrap()).collect(), Duration::from_secs(ttl))
@@ -310,7 +311,8 @@ mod tests {
                 }
             };
             let zone: FxHashMap<String, Answers> = zone.iter().map(|(n, a)| (n.to_string(), a.clone())).collect();
-            let fake = Self { addr: udp.local_addr().unwrap(), zone: Arc::new(Mutex::new(zone)), asked: Arc::default() };
+            let fake =
+                Self { addr: udp.local_addr().unwrap(), zone: Arc::new(Mutex::new(zone)), asked: Arc::default() };
             let (zone, asked) = (fake.zone.clone(), fake.asked.clone());
             // These end with the process; they hold nothing but their sockets.
             std::thread::spawn(move || {
@@ -369,7 +371,8 @@ mod tests {
             out
         };
         // Name by pointer to the question, type, class, TTL 0, then the data.
-        let record = |kind: u8, data: &[u8]| [&[0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 0, 0, data.len() as u8], data].concat();
+        let record =
+            |kind: u8, data: &[u8]| [&[0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 0, 0, data.len() as u8], data].concat();
         let a = |ips: &[[u8; 4]]| if is_a { ips.iter().map(|ip| record(1, ip)).collect() } else { Vec::new() };
         let id = &query[..2];
         let other = [!query[0], query[1]];
@@ -456,5 +459,36 @@ mod tests {
         drop(resolver);
         // An answer may have been under way; then the channel closes, for nobody is left to ask.
         while seen.0.recv().await.is_some() {}
+    }
+
+    #[tokio::test]
+    async fn names_of_a_file_become_endpoints() {
+        use crate::config::Controller;
+        use clap::Parser;
+        let fake = Fake::new(&[("db.test", Answers::A(vec![[10, 0, 0, 1], [10, 0, 0, 2]]))]);
+        let dir = std::env::temp_dir().join(format!("weft-names-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("weft.yaml");
+        let text = format!(
+            "dns: {{servers: ['{}']}}\nlisteners: [{{name: a, role: hop, address: '127.0.0.1:1', to: db}}]\n\
+             services: [{{name: db, port: 80, endpoints: [{{dns: 'db.test:5432'}}]}}]\n",
+            fake.addr
+        );
+        std::fs::write(&file, text).unwrap();
+        let settings = crate::settings::Settings::parse_from(["weft-proxy".as_ref(), "-c".as_ref(), file.as_os_str()]);
+        let (shared, task) = Controller::start(&settings).unwrap();
+        assert!(!shared.status.load().names_settled);
+        let task = tokio::spawn(task);
+        let start = Instant::now();
+        while !shared.status.load().names_settled {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let bound = shared.snapshot.load().fixed("a").unwrap().clone();
+        let endpoints = bound.backends[0].as_ref().unwrap().endpoints.load();
+        let ids: Vec<String> = endpoints.endpoints.iter().map(|e| e.id.to_string()).collect();
+        assert_eq!(ids, ["db.test/10.0.0.1:5432", "db.test/10.0.0.2:5432"]);
+        task.abort();
+        let _ = std::fs::remove_dir_all(&dir);
     }
 }

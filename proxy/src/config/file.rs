@@ -24,6 +24,8 @@ pub struct ProxyConfig {
     pub dns_servers: Vec<SocketAddr>,
     pub listeners: Vec<listener::Config>,
     pub services: Vec<service::Entry>,
+    /// The file as it was read, for people who ask what is in force.
+    pub document: Arc<serde_json::Value>,
 }
 
 /// Where the proxy's own certificate and what it trusts are.
@@ -55,15 +57,19 @@ impl ProxyConfig {
 
     /// Reads and checks a file. `None` goes with at least one error in the findings.
     pub fn load(path: &Path) -> (Option<Self>, Diags) {
-        let mut diags = Diags::default();
-        let text = match read_bounded(path) {
-            Ok(text) => text,
-            Err(message) => {
-                diags.error(Pos::default(), "", message, Some("a readable YAML file".into()));
-                return (None, diags);
+        Self::of(&text(path), path)
+    }
+
+    /// The same of a text that was read before, or could not be.
+    pub fn of(text: &Result<String, String>, path: &Path) -> (Option<Self>, Diags) {
+        match text {
+            Ok(text) => Self::parse(text, path.parent().unwrap_or(Path::new("."))),
+            Err(why) => {
+                let mut diags = Diags::default();
+                diags.error(Pos::default(), "", why, Some("a readable YAML file".into()));
+                (None, diags)
             }
-        };
-        Self::parse(&text, path.parent().unwrap_or(Path::new(".")))
+        }
     }
 
     /// `base` is where relative paths start.
@@ -73,6 +79,7 @@ impl ProxyConfig {
         let read = Self::read(&mut Cursor::new(&root, &mut diags), base);
         // What was read is checked even if something else is wrong, so that one run says everything.
         let config = read.map(|(mut config, listeners)| {
+            config.document = Arc::new(yaml::json(&root));
             super::check::fill_ports(&mut config);
             super::check::all(&config, &listeners, &root, &mut diags);
             config
@@ -86,10 +93,9 @@ impl ProxyConfig {
         let mut out = None;
         let mut paths = Vec::new();
         c.fields(|f| {
-            let workload = f.opt("workload", Workload::read).unwrap_or_else(|| Workload {
-                namespace: "default".into(),
-                ..Workload::default()
-            });
+            let workload = f
+                .opt("workload", Workload::read)
+                .unwrap_or_else(|| Workload { namespace: "default".into(), ..Workload::default() });
             let identity = f.opt("identity", |c| read_identity(c, base));
             let admin = f.opt("admin", |c| c.parse(ADDRESS));
             let readiness = f.opt("readiness", |c| c.parse(ADDRESS));
@@ -98,7 +104,9 @@ impl ProxyConfig {
             let workers = f.opt("workers", |c| c.int(1, 1024).map(|n| n as usize));
             let dns_servers = f
                 .opt("dns", |c| {
-                    c.fields(|f| Some(f.list("servers", |c| c.parse("an IP address and a port, such as 10.96.0.10:53"))))
+                    c.fields(|f| {
+                        Some(f.list("servers", |c| c.parse("an IP address and a port, such as 10.96.0.10:53")))
+                    })
                 })
                 .unwrap_or_default();
             // Of lists, what is right is kept: references to it are not errors.
@@ -124,6 +132,7 @@ impl ProxyConfig {
                 }
             }
             out = Some(Self {
+                document: Arc::default(),
                 workload,
                 identity,
                 admin,
@@ -141,15 +150,13 @@ impl ProxyConfig {
     }
 }
 
-/// A file that a writer is still at, or a device by mistake, must not fill the memory.
-fn read_bounded(path: &Path) -> Result<String, String> {
+/// The file's text. A file that a writer is still at, or a device by mistake, must not fill the memory.
+pub fn text(path: &Path) -> Result<String, String> {
     use std::io::Read;
-    let open = || -> std::io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(yaml::MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = open().map_err(|e| format!("cannot be read: {e}"))?;
+    let mut bytes = Vec::new();
+    let open = std::fs::File::open(path);
+    let read = open.and_then(|f| f.take(yaml::MAX_BYTES as u64 + 1).read_to_end(&mut bytes));
+    read.map_err(|e| format!("cannot be read: {e}"))?;
     String::from_utf8(bytes).map_err(|e| format!("not UTF-8 text at byte {}", e.utf8_error().valid_up_to()))
 }
 

@@ -123,7 +123,11 @@ impl Builder {
                     return Err(Wrong::new(at, "an alias as a key", "keys are plain words"));
                 }
                 let Some(found) = self.anchors.get(&id) else {
-                    return Err(Wrong::new(at, "an alias of something that is not complete", "anchors come before aliases"));
+                    return Err(Wrong::new(
+                        at,
+                        "an alias of something that is not complete",
+                        "anchors come before aliases",
+                    ));
                 };
                 let (height, size) = (found.height, found.size);
                 self.count(size, at)?;
@@ -243,6 +247,19 @@ fn number(text: &str) -> Option<Value> {
     let plain = text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'-'));
     let float = plain.then(|| text.parse::<f64>().ok()).flatten()?;
     (text.contains('.') && text.bytes().any(|b| b.is_ascii_digit())).then_some(Value::Float(float))
+}
+
+/// The document as JSON.
+pub fn json(node: &Node) -> serde_json::Value {
+    match &node.value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(b) => (*b).into(),
+        Value::Int(i) => (*i).into(),
+        Value::Float(x) => (*x).into(),
+        Value::Text(text) => text.as_str().into(),
+        Value::List(items) => items.iter().map(json).collect(),
+        Value::Map(items) => items.iter().map(|(key, _, value)| (key.clone(), json(value))).collect(),
+    }
 }
 
 #[cfg(test)]

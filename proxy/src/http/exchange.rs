@@ -120,6 +120,18 @@ enum Source {
     Replay(super::body::replay::Replay),
 }
 
+impl Source {
+    /// Nothing follows what was delivered.
+    fn is_over(&self) -> bool {
+        match self {
+            Source::Empty => true,
+            Source::Full(bytes) => bytes.is_none(),
+            Source::Wire(wire) => http_body::Body::is_end_stream(wire),
+            Source::Replay(replay) => replay.is_end_stream(),
+        }
+    }
+}
+
 /// A body stream. One concrete type, so no request pays for boxing what it does not use.
 pub struct Body {
     source: Source,
@@ -208,6 +220,11 @@ impl http_body::Body for Body {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
                     watch.data(data.len());
+                    // Whoever knows the length does not ask again for the end.
+                    if this.source.is_over() {
+                        this.done = true;
+                        watch.end(Ok(()));
+                    }
                 } else if let Some(trailers) = frame.trailers_ref() {
                     watch.trailers(trailers);
                     this.done = true;
@@ -242,13 +259,8 @@ impl http_body::Body for Body {
         if self.done {
             return true;
         }
-        match &self.source {
-            Source::Empty => true,
-            Source::Full(bytes) => bytes.is_none(),
-            // A watch has to see the end, so it is always polled for.
-            Source::Wire(wire) => self.watch.is_none() && http_body::Body::is_end_stream(wire),
-            Source::Replay(replay) => replay.is_end_stream(),
-        }
+        // A watch has to see the end, so it is polled for.
+        self.watch.is_none() && self.source.is_over()
     }
 
     fn size_hint(&self) -> http_body::SizeHint {

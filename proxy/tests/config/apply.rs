@@ -141,7 +141,9 @@ fn routes_of_one_service_change_alone() {
 fn services_come_and_go() {
     let mut rig = Rig::new();
     let (web, gone) = (rig.bound("web"), rig.endpoints("other"));
-    let without = FILE.replace(", {service: other}", "").replace("- {name: other, port: 80, hosts: [other], endpoints: ['10.2.0.1:1']}", "");
+    let without = FILE
+        .replace(", {service: other}", "")
+        .replace("- {name: other, port: 80, hosts: [other], endpoints: ['10.2.0.1:1']}", "");
     assert!(rig.apply(&without));
     assert!(rig.snapshot.load().by_host("other", 80).is_none());
     assert!(gone[0].is_gone());
@@ -185,10 +187,11 @@ fn what_does_not_compile_keeps_its_own_last_good_version() {
 #[test]
 fn names_become_endpoints() {
     let mut rig = Rig::new();
-    let text = FILE.replace("endpoints: ['10.2.0.1:1']", "endpoints: [{dns: 'DB.example.com:5432', weight: 3}, '10.2.0.1:1']");
+    let text =
+        FILE.replace("endpoints: ['10.2.0.1:1']", "endpoints: [{dns: 'DB.example.com:5432', weight: 3}, '10.2.0.1:1']");
     rig.apply(&text);
     let name: Arc<str> = "db.example.com".into();
-    assert_eq!(rig.applier.names().into_iter().collect::<Vec<_>>(), [name.clone()]);
+    assert!(rig.applier.names().iter().eq([&name]));
     assert_eq!(rig.endpoints("other").len(), 1);
     let (a, b) = ("10.9.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
     rig.applier.answer(&name, vec![a, b]);
@@ -201,4 +204,30 @@ fn names_become_endpoints() {
     // A reload keeps what is known of the name.
     rig.apply(&text.replace("weight: 1", "weight: 7"));
     assert!(same(&rig.endpoints("other"), &both[1..]));
+}
+
+#[test]
+fn a_large_file_is_read_in_reasonable_time() {
+    let mut text = String::from("listeners: [{name: a, role: outbound, address: '127.0.0.1:1'}]\nservices:\n");
+    for i in 0..1000 {
+        text.push_str(&format!(
+            "- {{name: s{i}, port: 80, hosts: [s{i}], addresses: [10.1.{}.{}], routes: [{{to: s{}}}], endpoints: ['10.0.0.1:1', '10.0.0.2:1']}}\n",
+            i / 250, i % 250, (i + 1) % 1000
+        ));
+    }
+    let endpoints: String = (0..3000).map(|i| format!("  - 10.{}.{}.1:80\n", i / 250, i % 250)).collect();
+    text.push_str(&format!("- name: many\n  port: 80\n  endpoints:\n{endpoints}"));
+    let start = std::time::Instant::now();
+    let (config, diags) = ProxyConfig::parse(&text, Path::new("."));
+    let config = config.unwrap_or_else(|| panic!("{:?}", diags.0));
+    let read = start.elapsed();
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let mut applier = Applier::new(snapshot.clone());
+    applier.apply(&config, SystemTime::now());
+    let first = start.elapsed() - read;
+    applier.apply(&config, SystemTime::now());
+    eprintln!("{} bytes: read {read:?}, applied {first:?}, again {:?}", text.len(), start.elapsed() - read - first);
+    // Ten times what a slow machine needs without optimisation; a quadratic step would need far more.
+    assert!(start.elapsed() < std::time::Duration::from_secs(30));
+    assert!(snapshot.load().by_host("s999", 80).is_some());
 }

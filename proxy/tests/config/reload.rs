@@ -110,7 +110,9 @@ async fn sighup_and_reload_read_the_file_again() {
 async fn rotated_certificates_are_taken_together() {
     let folder = Folder::new();
     folder.certificates();
-    let text = format!("{GOOD}identity: {{certificate: web.pem, key: web.key, trust: [{{domain: cluster.local, roots: [root.pem]}}]}}\n");
+    let text = format!(
+        "{GOOD}identity: {{certificate: web.pem, key: web.key, trust: [{{domain: cluster.local, roots: [root.pem]}}]}}\n"
+    );
     folder.write("weft.yaml", &text);
     let shared = start(&folder);
     let live = shared.identity.clone().unwrap();
