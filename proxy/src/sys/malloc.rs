@@ -38,7 +38,7 @@ pub fn allocations() -> Option<u64> {
 mod tests {
     #[test]
     fn settings_are_the_compiled_ones() {
-        assert!(tikv_jemalloc_ctl::opt::background_thread::read().unwrap());
+        assert!(tikv_jemalloc_ctl::background_thread::read().unwrap());
         assert_eq!(tikv_jemalloc_ctl::opt::narenas::read().unwrap(), 4);
     }
 }
