@@ -66,7 +66,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
         let Some(mut this_head) = head.take() else { return Err(fail(Reason::Internal, retried)) };
         this_head.fields.0.insert(ATTEMPT_COUNT, HeaderValue::from(retried + 1));
         let avoid: &[usize] = if plan.retry.avoid_previous_hosts { &tried } else { &[] };
-        let mut attempt = OneAttempt { head: None, picked: None };
+        let mut attempt = OneAttempt { head: None, picked: None, span: span_of(worker) };
         let started = Instant::now();
         let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);
         let sent = limit.run(once(plan, flight, this_head, replay.as_ref(), avoid, retried, &mut attempt)).await;
@@ -93,7 +93,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
             Err(Reason::RequestTimeout) => {
                 if let Some(picked) = &mut picked {
                     picked.tell(Signal::Timeout, ended);
-                    note_attempt(flight, picked, started, ended, None, true);
+                    note_attempt(flight, picked, attempt.span, started, ended, None, true);
                 }
                 return Err(fail(Reason::RequestTimeout, retried));
             }
@@ -120,7 +120,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
                 _ => None,
             };
             let secured = !matches!(&sent, Ok(Ok((_, lease))) if !lease.secured);
-            note_attempt(flight, picked, started, ended, status, secured);
+            note_attempt(flight, picked, attempt.span, started, ended, status, secured);
         }
         let wants = match plan.leaving && reason.is_none() {
             true => Decision::No,
@@ -186,6 +186,8 @@ struct OneAttempt {
     /// The head, where another attempt could need it.
     head: Option<Head>,
     picked: Option<Picked>,
+    /// Its client span: what the next hop names as its parent, and what is reported.
+    span: [u8; 8],
 }
 
 async fn once(
@@ -215,7 +217,7 @@ async fn once(
     if again && retried < plan.retry.attempts {
         left.head = Some(head.clone());
     }
-    flight.record.trace.inject(&mut head.fields, span_of(plan.worker), plan.worker.shared.b3());
+    flight.record.trace.inject(&mut head.fields, left.span, plan.worker.shared.b3());
     let body = replay.map_or_else(Body::empty, Replayable::attempt);
     let reply = lease.sender.send(Request { head, body }, plan.leaving).await?;
     Ok((reply, lease))
@@ -280,12 +282,12 @@ fn signal_of(reason: Reason) -> Signal {
 fn note_attempt(
     flight: &mut Flight,
     picked: &Picked,
+    span: [u8; 8],
     started: Instant,
     ended: Instant,
     status: Option<http::StatusCode>,
     tls: bool,
 ) {
-    let span = span_of(&flight.worker);
     let endpoint = picked.endpoint.clone();
     flight.record.attempts.push(Attempt { endpoint, started, ended, status, span, tls });
 }

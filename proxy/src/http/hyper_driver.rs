@@ -7,8 +7,9 @@ use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
 use crate::worker::Worker;
 use bytes::Bytes;
-use http::Version;
-use http::uri::PathAndQuery;
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Version};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn as client;
@@ -411,7 +412,12 @@ enum Sending<A, B> {
 }
 
 fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
-    let Head { method, authority, path, fields, asterisk, .. } = request.head;
+    let Head { method, authority, path, mut fields, asterisk, .. } = request.head;
+    // HTTP/2 has it in the target, where there is one.
+    if !http2 || asterisk {
+        let host = authority.as_ref().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
+        fields.0.insert(HOST, host.unwrap_or(HeaderValue::from_static("")));
+    }
     let connect = method == http::Method::CONNECT;
     let mut message = hyper::Request::new(request.body);
     let mut uri = http::uri::Parts::default();
@@ -433,15 +439,16 @@ fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
 }
 
 fn take_back(message: hyper::Request<Body>) -> Request {
-    let (parts, body) = message.into_parts();
+    let (mut parts, body) = message.into_parts();
     let uri = parts.uri.into_parts();
     let path = uri.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    let host = parts.headers.remove(HOST).and_then(|v| Authority::try_from(v.as_bytes()).ok());
     Request {
         head: Head {
             asterisk: path.as_str() == "*",
             method: parts.method,
             version: parts.version,
-            authority: uri.authority,
+            authority: uri.authority.or(host),
             path,
             fields: FieldMap(parts.headers),
         },

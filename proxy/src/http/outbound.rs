@@ -36,7 +36,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Ok(asked) => asked,
         Err(reason) => return flight.reject(reason, false),
     };
-    identify(&worker, &mut flight, &mut request.head);
+    identify(&worker, &conn, &mut flight, &mut request.head);
 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
     let host = host_of(&request.head);
@@ -160,8 +160,12 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     flight.answer(reply, Some(held))
 }
 
-/// Request id and scheme, as the apps of a mesh expect them.
-pub fn identify(worker: &Worker, flight: &mut Flight, head: &mut Head) {
+/// Host, request id and scheme, as the apps of a mesh expect them.
+pub fn identify(worker: &Worker, conn: &Conn, flight: &mut Flight, head: &mut Head) {
+    // HTTP/1.0 may leave the Host out; the next hop speaks a version that may not.
+    if head.authority.is_none() {
+        head.authority = conn.destination.to_string().parse().ok();
+    }
     let fields = &mut head.fields.0;
     let id = match fields.get(REQUEST_ID) {
         Some(id) => id.clone(),

@@ -189,6 +189,8 @@ impl Replay {
                 } else {
                     kept.size += data.len() as u64;
                 }
+                // Whoever knows the length does not ask again for the end.
+                kept.ended = kept.source.is_end_stream();
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Err(frame) => {
