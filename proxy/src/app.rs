@@ -219,11 +219,7 @@ impl Signals {
 }
 
 /// The admin interface, and its read-only part on further addresses.
-async fn open_admin(
-    admin: SocketAddr,
-    public: [Option<SocketAddr>; 2],
-    state: Arc<AdminState>,
-) -> Result<(), String> {
+async fn open_admin(admin: SocketAddr, public: [Option<SocketAddr>; 2], state: Arc<AdminState>) -> Result<(), String> {
     let bind = async |addr: SocketAddr, what: &str| {
         TcpListener::bind(addr).await.map_err(|e| format!("{what} {addr} cannot be opened: {e}"))
     };

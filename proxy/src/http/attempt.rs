@@ -111,7 +111,8 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
             }
             return Err(fail(Reason::UpstreamClosed, retried));
         }
-        let await_trailers = flight.asker.grpc && matches!(outcome, Outcome::Response { grpc_status: None, status: 200, .. });
+        let await_trailers =
+            flight.asker.grpc && matches!(outcome, Outcome::Response { grpc_status: None, status: 200, .. });
         if let Some(picked) = &mut picked {
             if !await_trailers {
                 picked.tell(signal, ended);

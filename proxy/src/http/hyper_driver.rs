@@ -374,7 +374,8 @@ impl Sender {
         match answered {
             Ok(response) => {
                 let (parts, incoming) = response.into_parts();
-                let left = parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
+                let left =
+                    parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
                 let framing = &parts.headers;
                 if framing.contains_key(http::header::TRANSFER_ENCODING)
                     && framing.contains_key(http::header::CONTENT_LENGTH)

@@ -97,7 +97,11 @@ fn target(head: &mut Head) -> Result<(), Reason> {
         return if head.method == Method::OPTIONS { Ok(()) } else { Err(Reason::Malformed) };
     }
     if head.method == Method::CONNECT {
-        return if head.authority.as_ref().is_some_and(|a| a.port_u16().is_some()) { Ok(()) } else { Err(Reason::Malformed) };
+        return if head.authority.as_ref().is_some_and(|a| a.port_u16().is_some()) {
+            Ok(())
+        } else {
+            Err(Reason::Malformed)
+        };
     }
     let text = head.path.as_str();
     let target = path::parse(text).map_err(|_| Reason::Malformed)?;
@@ -134,20 +138,27 @@ fn nominates(value: &HeaderValue, name: &[u8]) -> bool {
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
-        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "te" | "expect" | "http2-settings"
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "te"
+            | "expect"
+            | "http2-settings"
     )
 }
 
 /// Whether a field is one of those that only proxies of the mesh set. `_` counts as `-`: too many apps cannot tell them apart.
 fn is_ours(name: &str) -> bool {
     let starts = |prefix: &str| {
-        name.len() >= prefix.len()
-            && name.bytes().zip(prefix.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+        name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
     };
     if !name.starts_with('x') && !name.starts_with('l') {
         return false;
     }
-    (starts("x-envoy-") || starts("x-mesh-") || starts("x-forwarded-client-cert") || starts("l5d-")) && name != "x-mesh-hops"
+    (starts("x-envoy-") || starts("x-mesh-") || starts("x-forwarded-client-cert") || starts("l5d-"))
+        && name != "x-mesh-hops"
 }
 
 fn strip(fields: &mut HeaderMap, trusted: bool) {
@@ -318,7 +329,12 @@ mod tests {
     fn upgrades_and_loops() {
         let mut h = get(&[("host", "a"), ("connection", "Upgrade"), ("upgrade", "websocket")]);
         assert_eq!(request(&mut h, false).unwrap().upgrade.unwrap(), "websocket");
-        let mut h = get(&[("host", "a"), ("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")]);
+        let mut h = get(&[
+            ("host", "a"),
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+        ]);
         assert!(!request(&mut h, false).unwrap().leaving);
         assert!(h.fields.0.get("http2-settings").is_none());
         let mut h = get(&[("host", "a"), ("x-mesh-hops", "64")]);

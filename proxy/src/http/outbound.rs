@@ -95,7 +95,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         (!config.balance.hash.is_empty())
             .then(|| config.balance.affinity(&view(&conn, &request.head, &host), &mut || worker.random()))
     };
-    let origin = (marked == cors::Decision::Mark).then(|| request.head.fields.0.get(http::header::ORIGIN).cloned()).flatten();
+    let origin =
+        (marked == cors::Decision::Mark).then(|| request.head.fields.0.get(http::header::ORIGIN).cloned()).flatten();
     let needs_request = !route.response_headers.is_empty() || !target.response_headers.is_empty();
     let seen = needs_request.then(|| request.head.clone());
 

@@ -145,7 +145,8 @@ impl Pool {
 
     fn take_shared(&self) -> Option<Rc<Shared>> {
         let shared = self.shared.borrow();
-        let free = |s: &&Rc<Shared>| !s.retired.get() && s.in_flight.get() < s.sender.borrow().max_streams().min(STREAMS);
+        let free =
+            |s: &&Rc<Shared>| !s.retired.get() && s.in_flight.get() < s.sender.borrow().max_streams().min(STREAMS);
         shared.iter().find(free).cloned()
     }
 
