@@ -226,11 +226,7 @@ impl Signals {
 }
 
 /// The admin interface, and its read-only part on further addresses.
-fn open_admin(
-    admin: SocketAddr,
-    public: [Option<SocketAddr>; 2],
-    state: Arc<AdminState>,
-) -> Result<(), String> {
+fn open_admin(admin: SocketAddr, public: [Option<SocketAddr>; 2], state: Arc<AdminState>) -> Result<(), String> {
     let bind = |addr: SocketAddr, what: &str| {
         // A successor of this process opens the same doors while this one drains.
         let socket = crate::sys::sockopt::listen(addr).and_then(TcpListener::from_std);
