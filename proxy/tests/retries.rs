@@ -111,7 +111,9 @@ fn bodies() {
         let (body, id) = (vec![b'x'; size], id());
         let answer = if chunked {
             let mut client = hop.client();
-            let mut bytes = format!("POST / HTTP/1.1\r\nhost: web\r\nx-request-id: {id}\r\ntransfer-encoding: chunked\r\n\r\n").into_bytes();
+            let mut bytes =
+                format!("POST / HTTP/1.1\r\nhost: web\r\nx-request-id: {id}\r\ntransfer-encoding: chunked\r\n\r\n")
+                    .into_bytes();
             for part in body.chunks(10_000) {
                 bytes.extend_from_slice(format!("{:x}\r\n", part.len()).as_bytes());
                 bytes.extend_from_slice(part);
@@ -219,7 +221,16 @@ fn istio_rows() {
     const OFF: &str = "{retry: {attempts: 0, on: '5xx'}}";
     const LIMIT: &str = "{timeout: {request: 500ms}}";
     const BOTH: &str = "{timeout: {request: 500ms}, retry: {attempts: 3, perTryTimeout: 300ms, on: '5xx'}}";
-    let row = |route, ask, status, body, attempts, flags, reason, least| Row { route, ask, status, body, attempts, flags, reason, least };
+    let row = |route, ask, status, body, attempts, flags, reason, least| Row {
+        route,
+        ask,
+        status,
+        body,
+        attempts,
+        flags,
+        reason,
+        least,
+    };
     let rows = [
         row(ALL, ("GET", "/status/500"), 500, "the app's own 500", 4, "URX", "none", 0),
         row(ALL, ("GET", "/status/503"), 503, "the app's own 503", 4, "URX", "none", 0),
@@ -249,7 +260,12 @@ fn istio_rows() {
         hop.change(&web(&[a.addr(), b.addr()], row.route, ""));
         let (id, (method, path)) = (id(), row.ask);
         // The app's wish to retry is not asked for.
-        let wishes = [("x-request-id", id.as_str()), ("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "9"), ("x-envoy-upstream-rq-timeout-ms", "1")];
+        let wishes = [
+            ("x-request-id", id.as_str()),
+            ("x-envoy-retry-on", "5xx"),
+            ("x-envoy-max-retries", "9"),
+            ("x-envoy-upstream-rq-timeout-ms", "1"),
+        ];
         let (answer, took) = timed(|| hop.send(method, path, &wishes, b""));
         let what = format!("{} {method} {path}", row.route);
         assert_eq!((answer.status, answer.text().as_str()), (row.status, row.body), "{what}");
@@ -309,13 +325,23 @@ fn attempts_and_permits_end_with_the_time() {
 #[test]
 fn limits_after_the_head() {
     // A head and the first bytes, then silence.
-    let quiet = Reply { chunks: vec!["some".into(), "more".into()], delay_chunk: Duration::from_millis(50), chunked: true, ..Reply::new(200) };
+    let quiet = Reply {
+        chunks: vec!["some".into(), "more".into()],
+        delay_chunk: Duration::from_millis(50),
+        chunked: true,
+        ..Reply::new(200)
+    };
     let stalling = Arc::new(move |seen: &weft_testkit::backend::Seen| {
         if seen.path() == "/never" {
             return Action::Hang;
         }
         let delay = if seen.path() == "/steady" { 150 } else { 20_000 };
-        Action::Reply(Reply { delay_chunk: Duration::from_millis(delay), chunks: vec!["x".into(); 6], delay_head: Duration::ZERO, ..quiet.clone() })
+        Action::Reply(Reply {
+            delay_chunk: Duration::from_millis(delay),
+            chunks: vec!["x".into(); 6],
+            delay_head: Duration::ZERO,
+            ..quiet.clone()
+        })
     });
     let backend = Backend::start(stalling);
     let hop = hop(&web(&[backend.addr()], "{timeout: {request: 600ms}}", ""));
@@ -383,9 +409,24 @@ fn what_no_app_has_seen_is_repeated_without_being_asked() {
     let rude = Backend::start(Arc::new(|_| Action::CloseConnection));
     let mut ran = 0;
     for (route, attempts, body, flags) in [
-        ("", 1, "upstream connect error or disconnect/reset before headers. reset reason: connection termination", "UC"),
-        ("{retry: {attempts: 2, on: reset}}", 3, "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: connection termination", "URX,UC"),
-        ("{retry: {attempts: 2, on: connect-failure}}", 1, "upstream connect error or disconnect/reset before headers. reset reason: connection termination", "UC"),
+        (
+            "",
+            1,
+            "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
+            "UC",
+        ),
+        (
+            "{retry: {attempts: 2, on: reset}}",
+            3,
+            "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: connection termination",
+            "URX,UC",
+        ),
+        (
+            "{retry: {attempts: 2, on: connect-failure}}",
+            1,
+            "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
+            "UC",
+        ),
     ] {
         for rst in [false, true] {
             if rst {
@@ -407,7 +448,8 @@ fn what_no_app_has_seen_is_repeated_without_being_asked() {
 
 #[test]
 fn refused_streams() {
-    let backend = Backend::start(Arc::new(|seen| if seen.attempt == 1 { Action::ResetStream(7) } else { Action::Echo }));
+    let backend =
+        Backend::start(Arc::new(|seen| if seen.attempt == 1 { Action::ResetStream(7) } else { Action::Echo }));
     let hop = hop(&web(&[backend.addr()], "", "http: http2"));
     let ask = |path: &str, body: &[u8]| {
         let id = id();
@@ -502,7 +544,10 @@ fn goodbyes() {
     // A goodbye that ends what is in flight at once, and an answer that is none.
     let angry = raw_h2(|_, stream| (vec![rst(stream, 11)], false));
     hop.change(&web(&[angry.addr()], "", "http: http2"));
-    assert_eq!(hop.get("/").text(), "upstream connect error or disconnect/reset before headers. reset reason: remote reset");
+    assert_eq!(
+        hop.get("/").text(),
+        "upstream connect error or disconnect/reset before headers. reset reason: remote reset"
+    );
     hop.wait_released();
 }
 
@@ -525,14 +570,23 @@ fn kept_connections_that_were_closed_cost_nobody_an_error() {
 fn grpc(hop: &Hop, path: &str, id: &str) -> weft_testkit::client::Answer {
     block_on(async {
         let client = Http2::connect(hop.addr).await.unwrap();
-        client.request("POST", path, &[("content-type", "application/grpc"), ("te", "trailers"), ("x-request-id", id)], b"").await.unwrap()
+        client
+            .request(
+                "POST",
+                path,
+                &[("content-type", "application/grpc"), ("te", "trailers"), ("x-request-id", id)],
+                b"",
+            )
+            .await
+            .unwrap()
     })
 }
 
 #[test]
 fn grpc_statuses() {
     let backend = Backend::start(Arc::new(|seen| {
-        let only = |status: &str| Reply::new(200).header("content-type", "application/grpc").header("grpc-status", status);
+        let only =
+            |status: &str| Reply::new(200).header("content-type", "application/grpc").header("grpc-status", status);
         Action::Reply(match (seen.path(), seen.attempt) {
             (_, 3..) => Reply::grpc(0, b"done"),
             ("/unavailable", _) => only("14"),
@@ -543,12 +597,23 @@ fn grpc_statuses() {
             _ => only("13"),
         })
     }));
-    let hop = hop(&web(&[backend.addr()], "{retry: {attempts: 2, on: 'unavailable,cancelled', backoff: {base: 1ms}}}", ""));
+    let hop =
+        hop(&web(&[backend.addr()], "{retry: {attempts: 2, on: 'unavailable,cancelled', backoff: {base: 1ms}}}", ""));
     let mut ran = 0;
-    for (path, status, attempts) in [("/unavailable", "0", 3), ("/cancelled", "0", 3), ("/resource", "8", 1), ("/late", "14", 1), ("/internal", "13", 1)] {
+    for (path, status, attempts) in [
+        ("/unavailable", "0", 3),
+        ("/cancelled", "0", 3),
+        ("/resource", "8", 1),
+        ("/late", "14", 1),
+        ("/internal", "13", 1),
+    ] {
         let id = id();
         let answer = grpc(&hop, path, &id);
-        assert_eq!((answer.status, answer.grpc_status(), backend.attempts(&id)), (200, Some(status), attempts), "{path}");
+        assert_eq!(
+            (answer.status, answer.grpc_status(), backend.attempts(&id)),
+            (200, Some(status), attempts),
+            "{path}"
+        );
         ran += 1;
     }
     assert_eq!(ran, 5);
@@ -556,14 +621,21 @@ fn grpc_statuses() {
     backend.set(Arc::new(|_| Action::Hang));
     hop.change(&web(&[backend.addr()], "{timeout: {request: 300ms}}", ""));
     let answer = grpc(&hop, "/", &id());
-    assert_eq!((answer.status, answer.header("grpc-status"), answer.header("grpc-message")), (200, Some("4"), Some(TIMEOUT)));
+    assert_eq!(
+        (answer.status, answer.header("grpc-status"), answer.header("grpc-message")),
+        (200, Some("4"), Some(TIMEOUT))
+    );
     hop.wait_released();
 }
 
 #[test]
 fn tried_endpoints_are_avoided() {
     let (bad, good) = (Backend::start(always(Reply::new(500))), Backend::named("good"));
-    let hop = hop(&web(&[bad.addr(), good.addr()], "{retry: {attempts: 1, on: '5xx', backoff: {base: 1ms}}}", "balance: {algorithm: random}"));
+    let hop = hop(&web(
+        &[bad.addr(), good.addr()],
+        "{retry: {attempts: 1, on: '5xx', backoff: {base: 1ms}}}",
+        "balance: {algorithm: random}",
+    ));
     let mut client = hop.client();
     assert!((0..60).all(|_| client.get("/").status == 200));
     println!("tried in vain: {} of 60", bad.requests());
@@ -574,9 +646,18 @@ fn tried_endpoints_are_avoided() {
     println!("without avoiding: {failed} of 200 failed");
     assert!((20..=85).contains(&failed), "{failed}");
     // Consistent hashing overrules it: who asked for one endpoint gets it.
-    hop.change(&web(&[bad.addr(), good.addr()], "{retry: {attempts: 3, on: '5xx', backoff: {base: 1ms}}}", "balance: {algorithm: ringHash, hash: [{header: x-user}]}"));
+    hop.change(&web(
+        &[bad.addr(), good.addr()],
+        "{retry: {attempts: 3, on: '5xx', backoff: {base: 1ms}}}",
+        "balance: {algorithm: ringHash, hash: [{header: x-user}]}",
+    ));
     let pinned = (0..40)
-        .map(|i| client.request("GET", "/", &[("x-user", &format!("u{i}")), ("x-request-id", &format!("pin-{i}"))], b"").unwrap().status)
+        .map(|i| {
+            client
+                .request("GET", "/", &[("x-user", &format!("u{i}")), ("x-request-id", &format!("pin-{i}"))], b"")
+                .unwrap()
+                .status
+        })
         .enumerate()
         .filter(|(_, status)| *status == 500)
         .map(|(i, _)| assert_eq!(bad.attempts(&format!("pin-{i}")), 4))

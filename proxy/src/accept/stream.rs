@@ -225,7 +225,7 @@ impl Flow {
                     return Poll::Ready(End::Broken);
                 }
                 range.start += taken;
-                if range.is_empty()
+                if range.start >= range.end
                     && let Some((buffer, _)) = self.held.take()
                 {
                     buffers.give(buffer);

@@ -9,7 +9,7 @@ use super::body::replay::Replayable;
 use super::exchange::{Body, BodyError, Head, Reply, Request};
 use super::flight::{Flight, Held};
 use super::hyper_driver::SendFailed;
-use super::normalise::ATTEMPT_COUNT;
+use super::normalise::{ATTEMPT_COUNT, SPOKEN};
 use super::reject::GRPC_STATUS;
 use crate::telemetry::record::Attempt;
 use crate::upstream::dial::Inside;
@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 use weft_policy::backend::{self, Backend};
 use weft_policy::breaker::RequestPermit;
 use weft_policy::budget::{self, Refused};
+use weft_policy::endpoint::Endpoint;
+use weft_policy::mtls::UpstreamTls;
 use weft_policy::outlier::Signal;
 use weft_policy::reason::Reason;
 use weft_policy::retry::{self, Decision, Outcome};
@@ -206,7 +208,8 @@ async fn once(
     };
     let endpoint = picked.endpoint.clone();
     left.picked = Some(picked);
-    let inside = inside(plan, flight, &endpoint);
+    let mesh = is_mesh(plan, &endpoint);
+    let inside = inside(plan, flight, mesh);
     // Until it is sent, the head is there for the next attempt; behind a copy where even then it may be needed again.
     left.head = Some(head);
     let leased = lease(plan.worker, &plan.backend, &endpoint, inside, &plan.conn.listener.limits).await;
@@ -218,6 +221,10 @@ async fn once(
         left.head = Some(head.clone());
     }
     flight.record.trace.inject(&mut head.fields, left.span, plan.worker.shared.b3());
+    // A sidecar is told; no other server would know the word.
+    if mesh && plan.http2 {
+        head.fields.0.insert(SPOKEN, HeaderValue::from_static("1"));
+    }
     let body = replay.map_or_else(Body::empty, Replayable::attempt);
     let reply = lease.sender.send(Request { head, body }, plan.leaving).await?;
     Ok((reply, lease))
@@ -227,15 +234,18 @@ fn span_of(worker: &Worker) -> [u8; 8] {
     (worker.random() | 1).to_be_bytes()
 }
 
-/// What travels to this endpoint: HTTP/2 in the mesh, and otherwise what the app spoke, unless the backend says.
-fn inside(plan: &Plan<'_>, flight: &Flight, endpoint: &weft_policy::endpoint::Endpoint) -> Inside {
-    let config = plan.backend.config.load();
-    let mesh = match &config.tls {
-        weft_policy::mtls::UpstreamTls::Auto => endpoint.identity.is_some(),
-        weft_policy::mtls::UpstreamTls::Mesh(_) => true,
+/// Whether a sidecar answers there.
+fn is_mesh(plan: &Plan<'_>, endpoint: &Endpoint) -> bool {
+    match &plan.backend.config.load().tls {
+        UpstreamTls::Auto => endpoint.identity.is_some(),
+        UpstreamTls::Mesh(_) => true,
         _ => false,
-    };
-    match config.http {
+    }
+}
+
+/// What travels to this endpoint: HTTP/2 in the mesh, and otherwise what the app spoke, unless the backend says.
+fn inside(plan: &Plan<'_>, flight: &Flight, mesh: bool) -> Inside {
+    match plan.backend.config.load().http {
         _ if plan.leaving => Inside::Http1,
         backend::Http::Http1 => Inside::Http1,
         backend::Http::Http2 => Inside::Http2,

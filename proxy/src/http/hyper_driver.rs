@@ -141,9 +141,8 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         let (service, control, tunnel) = (Rc::new(service), control.clone(), tunnel.clone());
         hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             let (control, tunnel) = (control.clone(), tunnel.clone());
-            let leaving = request.method() == http::Method::CONNECT
-                || (request.headers().contains_key(http::header::UPGRADE)
-                    && request.headers().contains_key(http::header::CONNECTION));
+            let leaving =
+                request.method() == http::Method::CONNECT || super::normalise::wants_upgrade(request.headers());
             let served = service.clone().serve(take_request(request));
             async move {
                 let Served::Reply(mut reply) = served.await else { return Err(CutError) };
@@ -352,6 +351,7 @@ impl Sender {
     /// Sends a request and waits for the response head.
     pub async fn send(&mut self, request: Request, leaving: bool) -> Result<Reply, SendFailed> {
         let mut upgrade = None;
+        let connect = request.head.method == http::Method::CONNECT;
         let sent = match self {
             Sender::Http1(one) => {
                 let mut one = one.borrow_mut();
@@ -375,7 +375,7 @@ impl Sender {
             Ok(response) => {
                 let (parts, incoming) = response.into_parts();
                 let left =
-                    parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (leaving && parts.status.is_success());
+                    parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
                 let framing = &parts.headers;
                 if framing.contains_key(http::header::TRANSFER_ENCODING)
                     && framing.contains_key(http::header::CONTENT_LENGTH)

@@ -108,9 +108,6 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         let vars = vars(&conn, &flight, authority.as_ref().map_or("", |a| a.as_str()), &original);
         headers.apply(&mut request.head.fields, &vars);
     }
-    if asked.http2 {
-        request.head.fields.0.insert(normalise::SPOKEN, HeaderValue::from_static("1"));
-    }
     if let Some(upgrade) = &asked.upgrade {
         request.head.fields.0.insert(http::header::UPGRADE, upgrade.clone());
         request.head.fields.0.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));

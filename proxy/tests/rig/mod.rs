@@ -137,7 +137,14 @@ pub fn timed<T>(f: impl FnOnce() -> T) -> (T, Duration) {
 /// `n` at once, each on a thread of its own; the results in order.
 pub fn at_once<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..n).map(|i| scope.spawn({ let f = &f; move || f(i) })).collect();
+        let threads: Vec<_> = (0..n)
+            .map(|i| {
+                scope.spawn({
+                    let f = &f;
+                    move || f(i)
+                })
+            })
+            .collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
     })
 }

@@ -176,6 +176,8 @@ impl Replay {
         };
         match frame.into_data() {
             Ok(data) => {
+                // Whoever knows the length does not ask for the end after the last byte.
+                kept.ended = kept.source.is_end_stream();
                 kept.last = kept.stall.is_some().then(Instant::now);
                 if !kept.lost {
                     kept.size += data.len() as u64;
