@@ -325,7 +325,7 @@ fn attempts_and_permits_end_with_the_time() {
         hop.wait_released();
         if upstream == "http1" {
             // An exchange that was given up leaves no connection behind; under HTTP/2 only its stream goes.
-            until("the backend sees the ends", SOON, || gone.load(Ordering::SeqCst) == 9);
+            until("the backend sees the ends", SOON, || { eprintln!("gone {} of {}, open {}", gone.load(Ordering::SeqCst), one.connections(), hop.held("active_connections")); std::thread::sleep(Duration::from_millis(900)); gone.load(Ordering::SeqCst) == 9 });
             until("permits are given back", SOON, || hop.held("active_connections") == 0.0);
         } else {
             assert_eq!((two.requests(), two.connections()), (9, 1));
