@@ -311,7 +311,6 @@ fn attempts_and_permits_end_with_the_time() {
     let route = "{timeout: {request: 700ms}}";
     let good = Backend::named("good");
     let hop = hop(&web(&[good.addr()], route, ""));
-    let mut client = hop.client();
     for (upstream, at) in [("http1", one.addr()), ("http2", two.addr())] {
         hop.change(&web(&[at], route, &format!("http: {upstream}")));
         let took = at_once(8, |_| {
@@ -321,11 +320,12 @@ fn attempts_and_permits_end_with_the_time() {
         });
         println!("{upstream}: 504 after {:?} to {:?}", took.iter().min().unwrap(), took.iter().max().unwrap());
         assert!(took.iter().all(|t| (700..4000).contains(&t.as_millis())), "{took:?}");
+        let mut client = hop.client();
         assert_eq!(client.get("/").status, 504);
         hop.wait_released();
         if upstream == "http1" {
             // An exchange that was given up leaves no connection behind; under HTTP/2 only its stream goes.
-            until("the backend sees the ends", SOON, || { eprintln!("gone {} of {}, open {}", gone.load(Ordering::SeqCst), one.connections(), hop.held("active_connections")); std::thread::sleep(Duration::from_millis(900)); gone.load(Ordering::SeqCst) == 9 });
+            until("the backend sees the ends", SOON, || gone.load(Ordering::SeqCst) == 9);
             until("permits are given back", SOON, || hop.held("active_connections") == 0.0);
         } else {
             assert_eq!((two.requests(), two.connections()), (9, 1));
