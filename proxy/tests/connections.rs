@@ -1,5 +1,7 @@
 //! What happens to connections before and beside HTTP: detection, bytes, modes of mTLS, limits, drain. Real sockets.
 
+#![allow(clippy::unwrap_used)]
+
 mod sidecars;
 
 use sidecars::{BIN, Setup, identity, start};
