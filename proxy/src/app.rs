@@ -147,8 +147,8 @@ async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Recei
         thread::Builder::new()
             .name(format!("worker-{id}"))
             .spawn(move || {
+                let _ended = Ended(alive);
                 work(id, shared, tell);
-                drop(alive);
             })
             .map_err(|e| format!("worker {id} cannot be started: {e}"))?;
     }
@@ -156,6 +156,15 @@ async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Recei
         bound.recv().await.ok_or("a worker ended before it listened")??;
     }
     Ok(workers)
+}
+
+/// Tells that a worker ended, also when it panicked: the kernel must not go on handing connections to its siblings only.
+struct Ended(mpsc::Sender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
+    }
 }
 
 fn work(id: usize, shared: Arc<Shared>, tell: mpsc::UnboundedSender<Result<(), String>>) {
