@@ -145,7 +145,8 @@ impl Pool {
 
     fn take_shared(&self) -> Option<Rc<Shared>> {
         let shared = self.shared.borrow();
-        let free = |s: &&Rc<Shared>| !s.retired.get() && s.in_flight.get() < s.sender.borrow().max_streams().min(STREAMS);
+        // A connection that has heard goodbye is closed to new streams while its last ones go on.
+        let free = |s: &&Rc<Shared>| !s.retired.get() && !s.sender.borrow().is_closed() && s.in_flight.get() < s.sender.borrow().max_streams().min(STREAMS);
         shared.iter().find(free).cloned()
     }
 
@@ -193,7 +194,7 @@ impl Pools {
             });
             pool.shared.borrow_mut().retain(|shared| {
                 let idle = shared.in_flight.get() == 0;
-                if gone || shared.born + age < now || shared.sender.borrow().is_closed() {
+                if gone || now - shared.born > age || shared.sender.borrow().is_closed() {
                     shared.retired.set(true);
                 }
                 !(idle && (shared.retired.get() || now - shared.idle_since.get() >= limit))
