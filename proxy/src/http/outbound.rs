@@ -36,6 +36,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Ok(asked) => asked,
         Err(reason) => return flight.reject(reason, false),
     };
+    flight.record.authority = request.head.authority.clone();
     identify(&worker, &mut flight, &mut request.head);
 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
