@@ -171,9 +171,26 @@ mod tests {
         assert_eq!(id.workload(), Some(("demo", "web")));
         assert_eq!(SpiffeId::parse("spiffe://a/b").unwrap().workload(), None);
         for bad in [
-            "", "http://a/b", "spiffe://", "spiffe:///x", "spiffe://a", "spiffe://a/", "spiffe://A/b", "spiffe://a/b//c",
-            "spiffe://a/../b", "spiffe://a/b?c", "spiffe://a/b#c", "spiffe://a/b\r\n", "spiffe://a/b,c", "spiffe://a/b;c",
-            "spiffe://a/b\"", "spiffe://a/b\0", "spiffe://u@a/b", "spiffe://a:1/b", "SPIFFE://a/b", "spiffe://a/%61",
+            "",
+            "http://a/b",
+            "spiffe://",
+            "spiffe:///x",
+            "spiffe://a",
+            "spiffe://a/",
+            "spiffe://A/b",
+            "spiffe://a/b//c",
+            "spiffe://a/../b",
+            "spiffe://a/b?c",
+            "spiffe://a/b#c",
+            "spiffe://a/b\r\n",
+            "spiffe://a/b,c",
+            "spiffe://a/b;c",
+            "spiffe://a/b\"",
+            "spiffe://a/b\0",
+            "spiffe://u@a/b",
+            "spiffe://a:1/b",
+            "SPIFFE://a/b",
+            "spiffe://a/%61",
         ] {
             assert!(SpiffeId::parse(bad).is_err(), "{bad:?}");
         }

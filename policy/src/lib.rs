@@ -6,10 +6,10 @@
 //! One policy, one file. A policy file holds, in this order: what it is, `Config` (plain data), `State` where there is
 //! any (atomics, with `adopt` saying what survives a config change), decisions, tests.
 
+pub mod backend;
 pub mod balance;
 pub mod breaker;
 pub mod budget;
-pub mod backend;
 pub mod cors;
 pub mod diag;
 pub mod direct;

@@ -85,12 +85,8 @@ impl UpstreamTls {
             Mesh,
             Originate,
         }
-        const WORDS: &[(&str, Kind)] = &[
-            ("auto", Kind::Auto),
-            ("disable", Kind::Disable),
-            ("mesh", Kind::Mesh),
-            ("originate", Kind::Originate),
-        ];
+        const WORDS: &[(&str, Kind)] =
+            &[("auto", Kind::Auto), ("disable", Kind::Disable), ("mesh", Kind::Mesh), ("originate", Kind::Originate)];
         if matches!(c.node.value, crate::doc::Value::Text(_)) {
             return Some(match c.word(WORDS)? {
                 Kind::Auto => Self::Auto,

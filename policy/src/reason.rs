@@ -66,10 +66,35 @@ impl Reason {
     pub const ALL: [Reason; 29] = {
         use Reason::*;
         [
-            Malformed, UriTooLong, HeadersTooLarge, BodyTooLarge, ClientTimeout, ClientGone, NoRoute, NoCluster,
-            InvalidBackend, NotAllowed, NoHealthyUpstream, ConnectFailed, ConnectTimeout, TlsFailed, UpstreamClosed,
-            UpstreamReset, RefusedStream, UpstreamProtocol, UpstreamBroken, Overflow, RequestTimeout, PerTryTimeout,
-            StreamIdle, FaultAbort, Loop, Overload, UpgradeRefused, Draining, Internal,
+            Malformed,
+            UriTooLong,
+            HeadersTooLarge,
+            BodyTooLarge,
+            ClientTimeout,
+            ClientGone,
+            NoRoute,
+            NoCluster,
+            InvalidBackend,
+            NotAllowed,
+            NoHealthyUpstream,
+            ConnectFailed,
+            ConnectTimeout,
+            TlsFailed,
+            UpstreamClosed,
+            UpstreamReset,
+            RefusedStream,
+            UpstreamProtocol,
+            UpstreamBroken,
+            Overflow,
+            RequestTimeout,
+            PerTryTimeout,
+            StreamIdle,
+            FaultAbort,
+            Loop,
+            Overload,
+            UpgradeRefused,
+            Draining,
+            Internal,
         ]
     };
 
@@ -221,7 +246,11 @@ impl Reason {
     pub const fn closes(self) -> bool {
         matches!(
             self,
-            Reason::Malformed | Reason::HeadersTooLarge | Reason::BodyTooLarge | Reason::ClientTimeout | Reason::UriTooLong
+            Reason::Malformed
+                | Reason::HeadersTooLarge
+                | Reason::BodyTooLarge
+                | Reason::ClientTimeout
+                | Reason::UriTooLong
         )
     }
 }

@@ -8,6 +8,7 @@ use crate::config::{self, Controller};
 use crate::process::{LogFilter, Process};
 use crate::settings::{LogFormat, Settings};
 use crate::telemetry::Hub;
+use crate::telemetry::access_log::Log;
 use crate::worker::{Phase, Shared, Worker};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -27,6 +28,8 @@ use weft_policy::listener::Limits;
 /// Wrong use, or a file or an address that cannot be used.
 const UNUSABLE: u8 = 2;
 const CUT: u8 = 3;
+/// How long the end of the process waits for its last log lines to be read.
+const LAST_LINES: Duration = Duration::from_millis(500);
 /// For what should take no time, should it hang.
 const GRACE: Duration = Duration::from_secs(5);
 /// For those who connected just before nobody listened any more, to send their request.
@@ -36,7 +39,9 @@ pub fn main(settings: &Settings) -> ExitCode {
     if settings.validate {
         return settings.validate();
     }
-    let log = start_log(settings);
+    let lines = Log::to(Box::new(std::io::stderr()));
+    lines.start();
+    let log = start_log(settings, &lines);
     tell_panics();
     let files = crate::sys::limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -47,7 +52,9 @@ pub fn main(settings: &Settings) -> ExitCode {
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), open_files = ?files, "weft-proxy");
-    LocalSet::new().block_on(&runtime, run(settings, log))
+    let code = LocalSet::new().block_on(&runtime, run(settings, log));
+    lines.settle(LAST_LINES);
+    code
 }
 
 async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
@@ -93,7 +100,7 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     });
     shared.telemetry.collect(process.clone());
     let admin = AdminState::new(shared.telemetry.clone(), process);
-    if let Err(why) = open_admin(settings.admin(&first), [first.readiness, first.metrics], admin).await {
+    if let Err(why) = open_admin(settings.admin(&first), [first.readiness, first.metrics], admin) {
         tracing::error!("{why}");
         return ExitCode::from(UNUSABLE);
     }
@@ -130,7 +137,7 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
             tracing::error!("a worker did not end in time");
         }
     }
-    if !shared.telemetry.log.settle(GRACE) {
+    if !shared.telemetry.log.settle(LAST_LINES) {
         tracing::warn!("the access log's reader did not take its last lines");
     }
     match shared.cut.load(Ordering::Relaxed) {
@@ -249,22 +256,34 @@ impl Signals {
 }
 
 /// The admin interface, and its read-only part on further addresses.
-async fn open_admin(
-    admin: SocketAddr,
-    public: [Option<SocketAddr>; 2],
-    state: Arc<AdminState>,
-) -> Result<(), String> {
-    let bind = async |addr: SocketAddr, what: &str| {
-        TcpListener::bind(addr).await.map_err(|e| format!("{what} {addr} cannot be opened: {e}"))
+fn open_admin(admin: SocketAddr, public: [Option<SocketAddr>; 2], state: Arc<AdminState>) -> Result<(), String> {
+    let bind = |addr: SocketAddr, what: &str| {
+        // A successor of this process opens the same doors while this one drains.
+        let socket = crate::sys::sockopt::listen(addr).and_then(TcpListener::from_std);
+        socket.map_err(|e| format!("{what} {addr} cannot be opened: {e}"))
     };
-    tokio::task::spawn_local(admin::serve(bind(admin, "the admin address").await?, state.clone()));
+    tokio::task::spawn_local(admin::serve(bind(admin, "the admin address")?, state.clone()));
     for addr in public.into_iter().flatten() {
-        tokio::task::spawn_local(admin::serve_public(bind(addr, "the address").await?, state.clone()));
+        tokio::task::spawn_local(admin::serve_public(bind(addr, "the address")?, state.clone()));
     }
     Ok(())
 }
 
-fn start_log(settings: &Settings) -> LogFilter {
+/// Lines on their way to standard error: a reader that stalls costs lines, and never holds a worker up.
+struct Queue(Log);
+
+impl std::io::Write for Queue {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn start_log(settings: &Settings, queue: &Log) -> LogFilter {
     use tracing_subscriber::prelude::*;
     use tracing_subscriber::{EnvFilter, fmt, reload};
     let filter = EnvFilter::try_new(&settings.log).unwrap_or_else(|error| {
@@ -272,7 +291,8 @@ fn start_log(settings: &Settings) -> LogFilter {
         EnvFilter::new("info")
     });
     let (filter, handle) = reload::Layer::new(filter);
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let queue = queue.clone();
+    let lines = fmt::layer().with_writer(move || Queue(queue.clone()));
     let lines = match settings.log_format {
         LogFormat::Text => lines.with_ansi(false).boxed(),
         LogFormat::Json => lines.json().boxed(),

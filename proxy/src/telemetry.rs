@@ -285,7 +285,11 @@ impl Hub {
         });
         for (name, help, value) in [
             ("weft_log_dropped_total", "Access log lines dropped, because the reader was slow.", self.log.dropped()),
-            ("weft_spans_dropped_total", "Spans dropped, because the collector was slow or gone.", self.spans.dropped()),
+            (
+                "weft_spans_dropped_total",
+                "Spans dropped, because the collector was slow or gone.",
+                self.spans.dropped(),
+            ),
             ("weft_spans_exported_total", "Spans the collector has taken.", self.spans.exported()),
             ("weft_scrapes_total", "Renderings of this page.", self.scrapes.fetch_add(1, Ordering::Relaxed) + 1),
         ] {

@@ -190,9 +190,7 @@ impl Worker {
         let mirrors = &mut *self.mirrors.borrow_mut();
         // The policies of backends that are gone; bounded by what configuration has ever named at once.
         if mirrors.len() > 64 {
-            mirrors.retain(|id, state| {
-                state.in_flight() > 0 || snapshot.each().any(|b| b.plan.backends.contains(id))
-            });
+            mirrors.retain(|id, state| state.in_flight() > 0 || snapshot.each().any(|b| b.plan.backends.contains(id)));
         }
     }
 

@@ -198,7 +198,7 @@ fn refuse(wrong: Wrong, client_is_wrong: bool) {
     until(&format!("{case}: counted as {why:?}\n{}", judge.metrics()), SOON, || counted(judge) >= 2.0);
     // PERMISSIVE would have taken plaintext: none was tried.
     assert_eq!(app.requests(), known, "{case}");
-    let plaintext = inn.metrics().lines().filter(|l| l.starts_with("weft_requests_total") && l.contains("tls=\"none\"")).count();
+    let plaintext = inn.metrics().lines().filter(|l| l.starts_with("weft_http_requests_total") && l.contains("tls=\"none\"")).count();
     assert_eq!(plaintext, 0, "{case}");
     println!("{case}: refused, {} handshakes", counted(judge));
 }
@@ -252,11 +252,11 @@ fn the_peer_is_known_and_cannot_be_forged() {
     assert!(logged(&inn, "/plain").get("peer_identity").is_none());
     assert_eq!(logged(&out, "/mesh")["upstream_identity"], id("app"));
     let (client_id, app_id) = (id("client"), id("app"));
-    let at_app = |labels: &[(&str, &str)], n| inn.wait_metric("weft_requests_total", labels, n, SOON);
+    let at_app = |labels: &[(&str, &str)], n| inn.wait_metric("weft_http_requests_total", labels, n, SOON);
     assert_eq!(at_app(&[("source_identity", &client_id), ("tls", "mutual_tls")], 2.0), 2.0);
     assert_eq!(at_app(&[("source_identity", "unknown"), ("tls", "none")], 1.0), 1.0);
     let labels = [("destination_identity", app_id.as_str()), ("tls", "mutual_tls")];
-    assert_eq!(out.wait_metric("weft_requests_total", &labels, 2.0, SOON), 2.0);
+    assert_eq!(out.wait_metric("weft_http_requests_total", &labels, 2.0, SOON), 2.0);
 }
 
 /// How long until the peer ends a quiet connection.

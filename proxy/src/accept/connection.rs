@@ -57,12 +57,7 @@ pub async fn run(worker: Rc<Worker>, door: Rc<Door>, tcp: TcpStream, peer: Socke
 }
 
 /// Where the client wanted to go.
-fn destination(
-    worker: &Worker,
-    listener: &Config,
-    tcp: &TcpStream,
-    peer: SocketAddr,
-) -> Result<SocketAddr, Rejected> {
+fn destination(worker: &Worker, listener: &Config, tcp: &TcpStream, peer: SocketAddr) -> Result<SocketAddr, Rejected> {
     let local = tcp.local_addr().map_err(|_| Rejected::NoDestination)?;
     if !listener.original_dst {
         return Ok(local);
@@ -70,9 +65,8 @@ fn destination(
     let dialled = crate::sys::orig_dst::original_destination(tcp).map_err(|_| Rejected::NoDestination)?;
     let dialled = SocketAddr::new(dialled.ip().to_canonical(), dialled.port());
     // Passing such a connection on would bring it back here, for ever.
-    let here = |ip: std::net::IpAddr| {
-        ip.is_loopback() || ip == local.ip().to_canonical() || ip == peer.ip().to_canonical()
-    };
+    let here =
+        |ip: std::net::IpAddr| ip.is_loopback() || ip == local.ip().to_canonical() || ip == peer.ip().to_canonical();
     let snapshot = worker.shared.snapshot.load();
     let own = snapshot.listeners().any(|l| {
         let bound = worker.shared.bound(l).unwrap_or(l.address);
@@ -230,12 +224,8 @@ impl Known {
     }
 
     /// A future that dials where this connection's bytes go, when and if it is polled.
-    fn dial(
-        &self,
-        server_name: Option<String>,
-    ) -> impl Future<Output = Result<Connected, Reason>> + use<> {
-        let (worker, door, peer, destination) =
-            (self.worker.clone(), self.door.clone(), self.peer, self.destination);
+    fn dial(&self, server_name: Option<String>) -> impl Future<Output = Result<Connected, Reason>> + use<> {
+        let (worker, door, peer, destination) = (self.worker.clone(), self.door.clone(), self.peer, self.destination);
         async move {
             let bound = stream::destination(&worker, &door.config(), destination, server_name.as_deref())?;
             let backend = bound.backends.first().and_then(Option::as_ref).ok_or(Reason::NoCluster)?;

@@ -169,11 +169,8 @@ impl Listeners {
         let (socket, connections) = worker.shared.ports.bind(config)?;
         let address = socket.local_addr()?;
         let socket = Rc::new(TcpListener::from_std(socket)?);
-        let door = Rc::new(Door {
-            config: RefCell::new(config.clone()),
-            tls: Terminator::default(),
-            open: connections,
-        });
+        let door =
+            Rc::new(Door { config: RefCell::new(config.clone()), tls: Terminator::default(), open: connections });
         let accepting =
             tokio::task::spawn_local(accept_loop(worker.clone(), socket.clone(), door.clone())).abort_handle();
         tracing::info!(listener = %config.name, role = config.role.word(), %address, worker = worker.id, "listening");
@@ -236,7 +233,12 @@ fn is_of_one(error: &io::Error) -> bool {
     use io::ErrorKind as K;
     matches!(
         error.kind(),
-        K::ConnectionAborted | K::ConnectionReset | K::Interrupted | K::NetworkUnreachable | K::HostUnreachable | K::NetworkDown
+        K::ConnectionAborted
+            | K::ConnectionReset
+            | K::Interrupted
+            | K::NetworkUnreachable
+            | K::HostUnreachable
+            | K::NetworkDown
     ) || matches!(error.raw_os_error(), Some(libc::EPROTO | libc::EPERM))
 }
 

@@ -4,10 +4,10 @@
 //! limits; quiet tunnels are what tunnels are for. A quiet connection holds no buffer: bytes go through one that the worker's
 //! connections share, and only what a slow receiver has not taken yet stays with its connection, within a bound.
 
+use super::live::Ticket;
 use crate::ending;
 use crate::http::hyper_driver::Tunnel;
 use crate::telemetry::record::TcpRecord;
-use super::live::Ticket;
 use crate::upstream::implied::Kind;
 use crate::upstream::tcp::Connected;
 use crate::worker::{Conn, Worker};
@@ -216,7 +216,8 @@ impl Flow {
     ) -> Poll<End> {
         for _ in 0..ROUNDS {
             while let Some((buffer, range)) = &mut self.held {
-                let Ok(taken) = ready!(Pin::new(&mut *to).poll_write(cx, buffer.get(range.clone()).unwrap_or_default()))
+                let Ok(taken) =
+                    ready!(Pin::new(&mut *to).poll_write(cx, buffer.get(range.clone()).unwrap_or_default()))
                 else {
                     return Poll::Ready(End::Broken);
                 };
@@ -224,7 +225,7 @@ impl Flow {
                     return Poll::Ready(End::Broken);
                 }
                 range.start += taken;
-                if range.is_empty()
+                if range.start >= range.end
                     && let Some((buffer, _)) = self.held.take()
                 {
                     buffers.give(buffer);

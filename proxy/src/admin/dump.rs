@@ -23,7 +23,8 @@ const SECRET: [&str; 9] = [
 pub fn redact(value: &mut Value) {
     match value {
         Value::String(text) => {
-            let bearer = text.get(..7).is_some_and(|t| t.eq_ignore_ascii_case("bearer ") || t.eq_ignore_ascii_case("basic a"));
+            let bearer =
+                text.get(..7).is_some_and(|t| t.eq_ignore_ascii_case("bearer ") || t.eq_ignore_ascii_case("basic a"));
             if text.contains("PRIVATE KEY") || bearer {
                 *text = REDACTED.into();
             }

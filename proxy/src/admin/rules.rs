@@ -63,7 +63,9 @@ pub fn admit(
     if door == Door::Admin && !host_is_ours(headers, bound) {
         return Err((StatusCode::MISDIRECTED_REQUEST, "the Host is not this machine's\n"));
     }
-    let Some((_, what, _, _, changes)) = known else { return Err((StatusCode::NOT_FOUND, "no such page; see /help\n")) };
+    let Some((_, what, _, _, changes)) = known else {
+        return Err((StatusCode::NOT_FOUND, "no such page; see /help\n"));
+    };
     let read = *method == Method::GET || *method == Method::HEAD;
     let write = *method == Method::POST && (*changes || *what == Path::Logging);
     match (read, write, changes) {
@@ -72,9 +74,7 @@ pub fn admit(
             Err((StatusCode::FORBIDDEN, "changes are made from this machine only\n"))
         }
         // A browser says where a page comes from; whatever it is, it is not an operator.
-        (_, true, _) if headers.contains_key(header::ORIGIN) => {
-            Err((StatusCode::FORBIDDEN, "not from a web page\n"))
-        }
+        (_, true, _) if headers.contains_key(header::ORIGIN) => Err((StatusCode::FORBIDDEN, "not from a web page\n")),
         (_, true, _) => Ok(*what),
         (true, _, true) => Err((StatusCode::METHOD_NOT_ALLOWED, "this changes something: use POST\n")),
         _ => Err((StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n")),
@@ -100,7 +100,8 @@ fn host_is_ours(headers: &HeaderMap, bound: SocketAddr) -> bool {
     if host.eq_ignore_ascii_case("localhost") {
         return true;
     }
-    host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback() || ip.to_canonical() == bound.ip().to_canonical())
+    host.parse::<IpAddr>()
+        .is_ok_and(|ip| ip.to_canonical().is_loopback() || ip.to_canonical() == bound.ip().to_canonical())
 }
 
 #[cfg(test)]

@@ -42,7 +42,8 @@ pub fn text(hub: &Hub, backends: &[Arc<Backend>], state: super::State) -> String
         line(&format!("http.{role}.downstream_cx_total"), ever);
         line(&format!("http.{role}.downstream_rq_active"), rq_now);
         line(&format!("http.{role}.downstream_rq_total"), rq_ever);
-        (active, all, requests_active, requests) = (active + now, all + ever, requests_active + rq_now, requests + rq_ever);
+        (active, all, requests_active, requests) =
+            (active + now, all + ever, requests_active + rq_now, requests + rq_ever);
     }
     line("server.downstream_cx_active", &active);
     line("server.downstream_cx_total", &all);

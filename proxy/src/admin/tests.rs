@@ -152,7 +152,10 @@ async fn pages() {
     }
     assert!(stats.contains("http.outbound.downstream_cx_active: 1\n"), "{stats}");
     let metrics = get(s.admin, "/stats/prometheus").await;
-    assert!(metrics.contains("process_cpu_seconds_total ") && metrics.contains("weft_active_connections{role=\"outbound\"} 1"));
+    assert!(
+        metrics.contains("process_cpu_seconds_total ")
+            && metrics.contains("weft_active_connections{role=\"outbound\"} 1")
+    );
     let clusters = get(s.admin, "/clusters").await;
     let name = "outbound|80|v1|echo.demo.svc.cluster.local";
     for line in [
@@ -257,7 +260,12 @@ async fn a_burst_of_scrapes() {
 #[tokio::test]
 async fn garbage_is_refused() {
     let s = served(Duration::from_secs(60)).await;
-    for bad in ["\r\n\r\n\0\0", "GET /stats HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "POST / HTTP/9.9\r\n\r\n"] {
+    for bad in [
+        "\r\n\r\n\0\0",
+        "GET /stats HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "POST / HTTP/9.9\r\n\r\n",
+    ] {
         let mut stream = TcpStream::connect(s.admin).await.unwrap();
         stream.write_all(bad.as_bytes()).await.unwrap();
         let _ = stream.shutdown().await;

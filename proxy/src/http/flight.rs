@@ -38,6 +38,7 @@ impl Flight {
             (false, true) => Proto::Http2,
             (false, false) => Proto::Http1,
         };
+        worker.recorder.request_started(conn.listener.role);
         let trace = Trace::start(&head.fields, || worker.random(), worker.shared.sampling());
         Self {
             worker: worker.clone(),

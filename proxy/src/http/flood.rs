@@ -75,7 +75,8 @@ impl<T> Guard<T> {
             bytes = &bytes[take..];
             if self.have == 9 {
                 self.have = 0;
-                self.skip = usize::from(self.head[0]) << 16 | usize::from(self.head[1]) << 8 | usize::from(self.head[2]);
+                self.skip =
+                    usize::from(self.head[0]) << 16 | usize::from(self.head[1]) << 8 | usize::from(self.head[2]);
                 if let Some(kind) = self.frame() {
                     return Some(kind);
                 }
@@ -181,9 +182,13 @@ mod tests {
 
     #[test]
     fn floods_trip_in_any_segmentation() {
-        for (kind, flags, length, word) in
-            [(6, 0, 8, "ping"), (4, 0, 0, "settings"), (0, 0, 0, "empty_data"), (3, 0, 4, "rapid_reset"), (9, 0, 3, "continuation")]
-        {
+        for (kind, flags, length, word) in [
+            (6, 0, 8, "ping"),
+            (4, 0, 0, "settings"),
+            (0, 0, 0, "empty_data"),
+            (3, 0, 4, "rapid_reset"),
+            (9, 0, 3, "continuation"),
+        ] {
             for piece in [1, 7, 1000] {
                 let mut guard = guard();
                 let stream: Vec<u8> = (0..600).flat_map(|_| frame(kind, flags, length)).collect();

@@ -45,13 +45,24 @@ impl Control {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Chunk {
     /// Size digits so far.
-    Size { digits: u8, value: u64 },
-    SizeLf { value: u64 },
-    Data { left: u64 },
+    Size {
+        digits: u8,
+        value: u64,
+    },
+    SizeLf {
+        value: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
     /// Trailer lines; `line` bytes seen in the current one, `total` in all.
-    Trailer { line: u32, total: u32, cr: bool },
+    Trailer {
+        line: u32,
+        total: u32,
+        cr: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +80,10 @@ enum Framing {
     Length(u64),
     Chunked,
     /// CONNECT or Upgrade.
-    Leave { length: u64, chunked: bool },
+    Leave {
+        length: u64,
+        chunked: bool,
+    },
 }
 
 pub struct Gate<T> {
@@ -543,8 +557,21 @@ mod tests {
         assert_eq!(chunks(trailers), Ok((trailers.len() - 3, true)));
         assert_eq!(chunks("5\r\nhel"), Ok((6, false)));
         for bad in [
-            "0x1\r\n", "+1\r\n", "-1\r\n", "0_2e\r\n", "\r\n", "g\r\n", "1;ext\r\na\r\n", "11111111111111111\r\n", "5\nhello",
-            "5\r\nhelloX", "5\r\nhello\n", "0\r\n\n", "0\r\nx\ry\r\n\r\n", "5 \r\n", " 5\r\n",
+            "0x1\r\n",
+            "+1\r\n",
+            "-1\r\n",
+            "0_2e\r\n",
+            "\r\n",
+            "g\r\n",
+            "1;ext\r\na\r\n",
+            "11111111111111111\r\n",
+            "5\nhello",
+            "5\r\nhelloX",
+            "5\r\nhello\n",
+            "0\r\n\n",
+            "0\r\nx\ry\r\n\r\n",
+            "5 \r\n",
+            " 5\r\n",
         ] {
             assert_eq!(chunks(bad), Err(Reason::Malformed), "{bad:?}");
         }

@@ -7,8 +7,9 @@ use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
 use crate::worker::{Phase, Worker};
 use bytes::Bytes;
-use http::Version;
-use http::uri::PathAndQuery;
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Version};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn as client;
@@ -141,9 +142,8 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         let ending = worker.ending.clone();
         hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             let (control, tunnel, ending) = (control.clone(), tunnel.clone(), ending.clone());
-            let leaving = request.method() == http::Method::CONNECT
-                || (request.headers().contains_key(http::header::UPGRADE)
-                    && request.headers().contains_key(http::header::CONNECTION));
+            let leaving =
+                request.method() == http::Method::CONNECT || super::normalise::wants_upgrade(request.headers());
             let served = service.clone().serve(take_request(request));
             async move {
                 let Served::Reply(mut reply) = served.await else { return Err(CutError) };
@@ -381,6 +381,7 @@ impl Sender {
     /// Sends a request and waits for the response head.
     pub async fn send(&mut self, request: Request, leaving: bool) -> Result<Reply, SendFailed> {
         let mut upgrade = None;
+        let connect = request.head.method == http::Method::CONNECT;
         let sent = match self {
             Sender::Http1(one) => {
                 let mut one = one.borrow_mut();
@@ -404,7 +405,8 @@ impl Sender {
         match answered {
             Ok(response) => {
                 let (parts, incoming) = response.into_parts();
-                let left = parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (leaving && parts.status.is_success());
+                let left =
+                    parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
                 let framing = &parts.headers;
                 if framing.contains_key(http::header::TRANSFER_ENCODING)
                     && framing.contains_key(http::header::CONTENT_LENGTH)
@@ -444,7 +446,12 @@ enum Sending<A, B> {
 }
 
 fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
-    let Head { method, authority, path, fields, asterisk, .. } = request.head;
+    let Head { method, authority, path, mut fields, asterisk, .. } = request.head;
+    // HTTP/2 has it in the target, where there is one.
+    if !http2 || asterisk {
+        let host = authority.as_ref().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
+        fields.0.insert(HOST, host.unwrap_or(HeaderValue::from_static("")));
+    }
     let connect = method == http::Method::CONNECT;
     let mut message = hyper::Request::new(request.body);
     let mut uri = http::uri::Parts::default();
@@ -466,15 +473,16 @@ fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
 }
 
 fn take_back(message: hyper::Request<Body>) -> Request {
-    let (parts, body) = message.into_parts();
+    let (mut parts, body) = message.into_parts();
     let uri = parts.uri.into_parts();
     let path = uri.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    let host = parts.headers.remove(HOST).and_then(|v| Authority::try_from(v.as_bytes()).ok());
     Request {
         head: Head {
             asterisk: path.as_str() == "*",
             method: parts.method,
             version: parts.version,
-            authority: uri.authority,
+            authority: uri.authority.or(host),
             path,
             fields: FieldMap(parts.headers),
         },

@@ -24,7 +24,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Err(reason) => return flight.reject(reason, false),
     };
     flight.record.authority = request.head.authority.clone();
-    identify(&worker, &mut flight, &mut request.head);
+    identify(&worker, &conn, &mut flight, &mut request.head);
     tell_identity(&worker, &conn, &mut request);
 
     let bound = {

@@ -39,7 +39,7 @@ pub fn request(head: &mut Head, trusted: bool) -> Result<Asked, Reason> {
     let mut asked = Asked { http2: head.version == Version::HTTP_2, ..Asked::default() };
     asked.leaving = head.method == Method::CONNECT;
     if head.version != Version::HTTP_2 {
-        asked.upgrade = wanted_upgrade(&head.fields.0);
+        asked.upgrade = wanted_upgrade(&head.fields.0).cloned();
         asked.leaving |= asked.upgrade.is_some();
     }
     if trusted && head.fields.0.remove(SPOKEN).is_some() {
@@ -97,7 +97,11 @@ fn target(head: &mut Head) -> Result<(), Reason> {
         return if head.method == Method::OPTIONS { Ok(()) } else { Err(Reason::Malformed) };
     }
     if head.method == Method::CONNECT {
-        return if head.authority.as_ref().is_some_and(|a| a.port_u16().is_some()) { Ok(()) } else { Err(Reason::Malformed) };
+        return if head.authority.as_ref().is_some_and(|a| a.port_u16().is_some()) {
+            Ok(())
+        } else {
+            Err(Reason::Malformed)
+        };
     }
     let text = head.path.as_str();
     let target = path::parse(text).map_err(|_| Reason::Malformed)?;
@@ -115,11 +119,15 @@ fn target(head: &mut Head) -> Result<(), Reason> {
 }
 
 /// The protocol a request wants to go on with. `h2c` is not one: nobody who means it needs the upgrade dance here.
-fn wanted_upgrade(fields: &HeaderMap) -> Option<HeaderValue> {
+fn wanted_upgrade(fields: &HeaderMap) -> Option<&HeaderValue> {
     let upgrade = fields.get(UPGRADE)?;
     let nominated = fields.get_all(CONNECTION).iter().any(|v| nominates(v, b"upgrade"));
     let h2c = upgrade.as_bytes().get(..3).is_some_and(|v| v.eq_ignore_ascii_case(b"h2c"));
-    (nominated && !h2c).then(|| upgrade.clone())
+    (nominated && !h2c).then_some(upgrade)
+}
+
+pub fn wants_upgrade(fields: &HeaderMap) -> bool {
+    wanted_upgrade(fields).is_some()
 }
 
 fn nominates(value: &HeaderValue, name: &[u8]) -> bool {
@@ -130,20 +138,27 @@ fn nominates(value: &HeaderValue, name: &[u8]) -> bool {
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
-        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "te" | "expect" | "http2-settings"
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "te"
+            | "expect"
+            | "http2-settings"
     )
 }
 
 /// Whether a field is one of those that only proxies of the mesh set. `_` counts as `-`: too many apps cannot tell them apart.
 fn is_ours(name: &str) -> bool {
     let starts = |prefix: &str| {
-        name.len() >= prefix.len()
-            && name.bytes().zip(prefix.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+        name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
     };
     if !name.starts_with('x') && !name.starts_with('l') {
         return false;
     }
-    (starts("x-envoy-") || starts("x-mesh-") || starts("x-forwarded-client-cert") || starts("l5d-")) && name != "x-mesh-hops"
+    (starts("x-envoy-") || starts("x-mesh-") || starts("x-forwarded-client-cert") || starts("l5d-"))
+        && name != "x-mesh-hops"
 }
 
 fn strip(fields: &mut HeaderMap, trusted: bool) {
@@ -314,7 +329,12 @@ mod tests {
     fn upgrades_and_loops() {
         let mut h = get(&[("host", "a"), ("connection", "Upgrade"), ("upgrade", "websocket")]);
         assert_eq!(request(&mut h, false).unwrap().upgrade.unwrap(), "websocket");
-        let mut h = get(&[("host", "a"), ("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "x")]);
+        let mut h = get(&[
+            ("host", "a"),
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+        ]);
         assert!(!request(&mut h, false).unwrap().leaving);
         assert!(h.fields.0.get("http2-settings").is_none());
         let mut h = get(&[("host", "a"), ("x-mesh-hops", "64")]);

@@ -24,10 +24,8 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Small messages go out at once; a peer that vanished without a word is noticed within two minutes.
 pub fn tune(tcp: &TcpStream) {
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_AFTER)
-        .with_interval(KEEPALIVE_EVERY)
-        .with_retries(KEEPALIVE_PROBES);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY).with_retries(KEEPALIVE_PROBES);
     let socket = SockRef::from(tcp);
     // A socket that refuses these is about to fail anyway.
     let _ = socket.set_tcp_nodelay(true);

@@ -227,7 +227,8 @@ impl std::fmt::Display for Timestamp {
         let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
         let in_year = day - (365 * year + year / 4 - year / 100);
         let shifted = (5 * in_year + 2) / 153;
-        let (date, month) = (in_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
+        let (date, month) =
+            (in_year - (153 * shifted + 2) / 5 + 1, if shifted < 10 { shifted + 3 } else { shifted - 9 });
         let year = era * 400 + year + u64::from(month <= 2);
         let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
         write!(f, "{year:04}-{month:02}-{date:02}T{h:02}:{m:02}:{s:02}.{:03}Z", since.subsec_millis())

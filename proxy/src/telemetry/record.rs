@@ -10,9 +10,9 @@ use std::time::Instant;
 use weft_policy::endpoint::Endpoint;
 use weft_policy::id::BackendId;
 use weft_policy::listener::Role;
+use weft_policy::meta::Workload;
 use weft_policy::reason::Flags;
 use weft_policy::route::RoutePlan;
-use weft_policy::meta::Workload;
 use weft_tls::PeerIdentity;
 
 /// The other end of a client's connection, interned once per connection.

@@ -162,11 +162,15 @@ fn counted_in_every_dialect() {
     assert_eq!(sum(&series, "weft_http_request_duration_seconds_count", &["status_class=\"5xx\""]), 4.0);
     assert_eq!(sum(&series, "weft_upstream_attempts_total", &["status=\"200\""]), 4.0);
     assert_eq!(sum(&series, "weft_upstream_attempts_total", &["status=\"503\""]), 8.0);
-    assert_eq!(sum(&series, "weft_upstream_attempts_total", &["status=\"503\"", "destination_workload=\"be-v2\""]), 4.0);
+    assert_eq!(
+        sum(&series, "weft_upstream_attempts_total", &["status=\"503\"", "destination_workload=\"be-v2\""]),
+        4.0
+    );
     assert_eq!(sum(&series, "weft_upstream_attempts_total", &["status=\"none\""]), 4.0);
     assert_eq!(sum(&series, "weft_retries_total", &["result=\"failure\""]), 8.0);
     assert_eq!(sum(&series, "weft_retries_total", &["result=\"not_retried\""]), 2.0);
-    let istio = ["reporter=\"source\"", "destination_service=\"be.demo.svc.cluster.local\"", "request_protocol=\"http\""];
+    let istio =
+        ["reporter=\"source\"", "destination_service=\"be.demo.svc.cluster.local\"", "request_protocol=\"http\""];
     assert_eq!(sum(&series, "istio_requests_total", &istio), 8.0);
     assert_eq!(sum(&series, "istio_requests_total", &["response_code=\"503\"", "response_flags=\"URX\""]), 4.0);
     assert_eq!(sum(&series, "istio_request_duration_milliseconds_bucket", &["le=\"+Inf\""]), 8.0);

@@ -51,7 +51,8 @@ impl Trace {
     pub fn start(fields: &FieldMap, mut random: impl FnMut() -> u64, sampling_per_10k: u32) -> Self {
         let map = &fields.0;
         let w3c = once(map, &TRACEPARENT).and_then(|v| parse_w3c(v.as_bytes()));
-        let b3 = B3Form { single: map.contains_key(B3), multi: map.contains_key(B3_TRACE) || map.contains_key(B3_SAMPLED) };
+        let b3 =
+            B3Form { single: map.contains_key(B3), multi: map.contains_key(B3_TRACE) || map.contains_key(B3_SAMPLED) };
         let (from_w3c, mut told) = (w3c.is_some(), None);
         let context = w3c.or_else(|| {
             let (context, sampled) = if b3.single {
@@ -64,7 +65,8 @@ impl Trace {
             told = sampled;
             context
         });
-        let mut draw = || told.unwrap_or_else(|| sampling_per_10k > 0 && random() % 10_000 < u64::from(sampling_per_10k));
+        let mut draw =
+            || told.unwrap_or_else(|| sampling_per_10k > 0 && random() % 10_000 < u64::from(sampling_per_10k));
         let (context, sampled) = match context {
             Some(c) => {
                 let sampled = c.sampled.unwrap_or_else(&mut draw);
@@ -77,7 +79,8 @@ impl Trace {
             Some(c) => (c.trace_id, Some(c.parent)),
             None => (((u128::from(random()) << 64) | u128::from(random()) | 1).to_be_bytes(), None),
         };
-        let state = (sampled && from_w3c).then(|| map.get(TRACESTATE)).flatten().filter(|s| s.len() <= STATE_BYTES).cloned();
+        let state =
+            (sampled && from_w3c).then(|| map.get(TRACESTATE)).flatten().filter(|s| s.len() <= STATE_BYTES).cloned();
         Self { trace_id, span_id, parent, sampled, state, b3, stale_state: !from_w3c }
     }
 

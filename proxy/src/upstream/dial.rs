@@ -158,8 +158,9 @@ fn client_config(
         }
     };
     let name = match sni {
-        Some(name) => rustls::pki_types::ServerName::try_from(name.clone())
-            .map_err(|_| weft_tls::TlsError::ServerName(name))?,
+        Some(name) => {
+            rustls::pki_types::ServerName::try_from(name.clone()).map_err(|_| weft_tls::TlsError::ServerName(name))?
+        }
         None => rustls::pki_types::ServerName::IpAddress(endpoint.address.socket().ip().into()),
     };
     let key = ConfigKey { generation, tls: config.tls.clone(), identity: endpoint.identity.clone(), inside };
@@ -178,7 +179,9 @@ fn client_config(
                 },
                 _ => own_expectation(endpoint),
             };
-            let Some(live) = &worker.shared.identity else { return Err(weft_tls::TlsError::Config("this proxy has no identity".into())) };
+            let Some(live) = &worker.shared.identity else {
+                return Err(weft_tls::TlsError::Config("this proxy has no identity".into()));
+            };
             weft_tls::mesh_client(&live.load(), expect, inside.mesh_alpn())?
         }
     };

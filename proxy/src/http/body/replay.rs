@@ -6,9 +6,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
 use std::cell::RefCell;
+use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::future::Future;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
@@ -176,6 +176,8 @@ impl Replay {
         };
         match frame.into_data() {
             Ok(data) => {
+                // Whoever knows the length does not ask for the end after the last byte.
+                kept.ended = kept.source.is_end_stream();
                 kept.last = kept.stall.is_some().then(Instant::now);
                 if !kept.lost {
                     kept.size += data.len() as u64;
@@ -189,6 +191,8 @@ impl Replay {
                 } else {
                     kept.size += data.len() as u64;
                 }
+                // Whoever knows the length does not ask again for the end.
+                kept.ended = kept.source.is_end_stream();
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Err(frame) => {

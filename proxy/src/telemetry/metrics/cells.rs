@@ -215,7 +215,8 @@ impl Cells {
     pub fn new(own: Arc<Party>, cap: usize, istio: bool, linkerd: bool, now: Instant) -> Self {
         let mut cells = Slab::new();
         let numbers = Numbers { sizes: istio.then(Box::default), ..Numbers::default() };
-        let overflow = cells.insert(Cell { key: NO_KEY, subject: None, numbers, at: RequestAt::default(), touched: now });
+        let overflow =
+            cells.insert(Cell { key: NO_KEY, subject: None, numbers, at: RequestAt::default(), touched: now });
         Self {
             cells,
             index: FxHashMap::default(),
@@ -319,7 +320,11 @@ impl Cells {
         if record.attempts.len() > 1 {
             for attempt in &record.attempts {
                 let (_, destination) = self.parties.of(record.role, &record.peer, Some(&attempt.endpoint));
-                let key = Key { parties: key.parties >> 32 << 32 | u64::from(destination), outcome: u64::from(attempt.tls), ..key };
+                let key = Key {
+                    parties: key.parties >> 32 << 32 | u64::from(destination),
+                    outcome: u64::from(attempt.tls),
+                    ..key
+                };
                 let (destination, tls) = (self.parties.get(destination), attempt.tls);
                 let subject = || Subject { destination, tls, ..subject.clone() };
                 self.count(key, Side::Attempt { status: answer(attempt) }, subject, |n| n.opened += 1);

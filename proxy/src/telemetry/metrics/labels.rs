@@ -245,7 +245,10 @@ impl Subject {
         l.push("reporter", if inbound { "destination" } else { "source" });
         l.push("source_workload", known(&from.workload.name));
         l.push("source_canonical_service", known(&from.workload.app));
-        l.push("source_canonical_revision", if from.workload.version.is_empty() { "latest" } else { &from.workload.version });
+        l.push(
+            "source_canonical_revision",
+            if from.workload.version.is_empty() { "latest" } else { &from.workload.version },
+        );
         l.push("source_workload_namespace", known(&from.workload.namespace));
         l.push("source_principal", from.identity.as_deref().unwrap_or(UNKNOWN));
         l.push("source_app", known(&from.workload.app));
@@ -258,7 +261,10 @@ impl Subject {
         l.push("destination_version", known(&to.workload.version));
         l.push("destination_service", &self.service_host());
         l.push("destination_canonical_service", known(&to.workload.app));
-        l.push("destination_canonical_revision", if to.workload.version.is_empty() { "latest" } else { &to.workload.version });
+        l.push(
+            "destination_canonical_revision",
+            if to.workload.version.is_empty() { "latest" } else { &to.workload.version },
+        );
         l.push("destination_service_name", self.service_name());
         l.push("destination_service_namespace", self.service_namespace());
         l.push("destination_cluster", known(&to.workload.cluster));

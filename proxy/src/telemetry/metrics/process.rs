@@ -50,7 +50,9 @@ mod tests {
     fn of_this_process() {
         let mut text = Text::default();
         collect(&mut text, SystemTime::now());
-        for name in ["cpu_seconds_total", "threads", "resident_memory_bytes", "open_fds", "max_fds", "start_time_seconds"] {
+        for name in
+            ["cpu_seconds_total", "threads", "resident_memory_bytes", "open_fds", "max_fds", "start_time_seconds"]
+        {
             let line = text.out.lines().find(|l| l.starts_with(&format!("process_{name} "))).expect(name);
             let value: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
             assert!(value >= 0.0, "{line}");

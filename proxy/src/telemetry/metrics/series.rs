@@ -160,8 +160,7 @@ impl Series {
     /// `None` is what a worker had no room for.
     pub fn add_request(&mut self, at: &mut RequestAt, subject: Option<&Subject>, n: &Numbers, now: Instant) {
         let text = |labels: fn(&Subject) -> Labels| move || subject.map(|s| labels(s).into_string());
-        let requests =
-            Requests { count: n.count, request_bytes: n.request_bytes, response_bytes: n.response_bytes };
+        let requests = Requests { count: n.count, request_bytes: n.request_bytes, response_bytes: n.response_bytes };
         self.requests.add(&mut at.requests, text(Subject::weft_request), &requests, now);
         self.durations.add(&mut at.durations, text(Subject::weft_duration), &n.durations, now);
         if let Some(subject) = subject.filter(|s| s.attempt > 0) {
@@ -243,7 +242,8 @@ impl Series {
         counter(out, "weft_http_requests_total", "Requests, by edge and outcome.", t, |n| n.count);
         counter(out, "weft_http_request_bytes_total", "Bytes of request bodies.", t, |n| n.request_bytes);
         counter(out, "weft_http_response_bytes_total", "Bytes of response bodies.", t, |n| n.response_bytes);
-        let (name, help) = ("weft_http_request_duration_seconds", "From a request's first byte to its response's last.");
+        let (name, help) =
+            ("weft_http_request_duration_seconds", "From a request's first byte to its response's last.");
         durations(out, name, help, &self.durations, &histogram::WEFT, 1_000_000);
         counter(out, "weft_upstream_attempts_total", "Attempts at endpoints, by answer.", &self.attempts, |n| *n);
         counter(out, "weft_retries_total", "Retries made, and retries that were left out.", &self.retries, |n| *n);
@@ -251,7 +251,9 @@ impl Series {
         counter(out, "weft_tcp_connections_opened_total", "Opaque connections opened.", t, |n| n.opened);
         counter(out, "weft_tcp_connections_closed_total", "Opaque connections closed.", t, |n| n.closed);
         counter(out, "weft_tcp_sent_bytes_total", "Bytes sent to clients of opaque connections.", t, |n| n.sent);
-        counter(out, "weft_tcp_received_bytes_total", "Bytes received from clients of opaque connections.", t, |n| n.received);
+        counter(out, "weft_tcp_received_bytes_total", "Bytes received from clients of opaque connections.", t, |n| {
+            n.received
+        });
         let name = "weft_metrics_overflow_total";
         out.family(name, Kind::Counter, "Additions to series that found no room, by family.");
         for (family, n) in self.overflowed() {
@@ -323,8 +325,12 @@ impl Istio {
             }
         }
         let t = &self.tcp;
-        counter(out, "istio_tcp_connections_opened_total", "Connections opened, as Istio counts them.", t, |n| n.opened);
-        counter(out, "istio_tcp_connections_closed_total", "Connections closed, as Istio counts them.", t, |n| n.closed);
+        counter(out, "istio_tcp_connections_opened_total", "Connections opened, as Istio counts them.", t, |n| {
+            n.opened
+        });
+        counter(out, "istio_tcp_connections_closed_total", "Connections closed, as Istio counts them.", t, |n| {
+            n.closed
+        });
         counter(out, "istio_tcp_sent_bytes_total", "Bytes of responses, as Istio counts them.", t, |n| n.sent);
         counter(out, "istio_tcp_received_bytes_total", "Bytes of requests, as Istio counts them.", t, |n| n.received);
     }

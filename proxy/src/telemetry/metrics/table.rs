@@ -107,7 +107,8 @@ impl<N: Numbers> Table<N> {
             return overflow;
         }
         let labels: Arc<str> = labels.into();
-        let made = Slot { labels: Some(labels.clone()), generation: self.generation, numbers: N::default(), touched: now };
+        let made =
+            Slot { labels: Some(labels.clone()), generation: self.generation, numbers: N::default(), touched: now };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = made;

@@ -86,7 +86,14 @@ impl Text {
     }
 
     /// The lines of one histogram; `buckets` are cumulative, and the last of them is the count.
-    pub fn histogram(&mut self, name: &str, labels: &str, buckets: impl Iterator<Item = (f64, u64)>, count: u64, sum: f64) {
+    pub fn histogram(
+        &mut self,
+        name: &str,
+        labels: &str,
+        buckets: impl Iterator<Item = (f64, u64)>,
+        count: u64,
+        sum: f64,
+    ) {
         let comma = if labels.is_empty() { "" } else { "," };
         for (le, n) in buckets {
             let _ = writeln!(self.out, "{name}_bucket{{{labels}{comma}le=\"{le}\"}} {n}");
