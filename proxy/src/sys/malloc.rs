@@ -20,6 +20,12 @@ pub static MALLOC_CONF: Option<&'static c_char> = Some(unsafe {
     &*(SETTINGS.as_ptr().cast::<c_char>())
 });
 
+/// Bytes that are allocated now.
+pub fn allocated() -> Option<usize> {
+    tikv_jemalloc_ctl::epoch::advance().ok()?;
+    tikv_jemalloc_ctl::stats::allocated::read().ok()
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
