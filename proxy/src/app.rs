@@ -157,7 +157,8 @@ async fn drain(phase: &watch::Sender<Phase>, shared: &Shared) {
     let began = Instant::now();
     let (limit, delay) = {
         let snapshot = shared.snapshot.load();
-        let longest = |of: fn(&Limits) -> Duration| snapshot.listeners().map(|l| of(&l.limits)).max().unwrap_or_default();
+        let longest =
+            |of: fn(&Limits) -> Duration| snapshot.listeners().map(|l| of(&l.limits)).max().unwrap_or_default();
         (longest(|l| l.drain), longest(|l| l.drain_delay))
     };
     phase.send_replace(Phase::Draining);
