@@ -11,6 +11,7 @@ use crate::telemetry::Hub;
 use crate::telemetry::access_log::Log;
 use crate::worker::{Phase, Shared, Worker};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,14 +22,18 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
+use tokio::time::{Instant, sleep_until};
+use weft_policy::listener::Limits;
 
 /// Wrong use, or a file or an address that cannot be used.
 const UNUSABLE: u8 = 2;
 const CUT: u8 = 3;
 /// How long the end of the process waits for its last log lines to be read.
 const LAST_LINES: Duration = Duration::from_millis(500);
-/// Beyond the workers' own limit for a drain, should one of them hang.
+/// For what should take no time, should it hang.
 const GRACE: Duration = Duration::from_secs(5);
+/// For those who connected just before nobody listened any more, to send their request.
+const LAST_CALL: Duration = Duration::from_millis(250);
 
 pub fn main(settings: &Settings) -> ExitCode {
     if settings.validate {
@@ -116,15 +121,24 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     };
     shared.ready.store(false, Ordering::Relaxed);
     tracing::info!(reason = why, "draining");
-    let limit = shared.snapshot.load().listeners().map(|l| l.limits.drain).max().unwrap_or_default() + GRACE;
-    phase.send_replace(Phase::Draining);
-
     // All senders gone: all workers ended.
-    let ended = async { while workers.recv().await.is_some() {} };
-    tokio::select! {
-        () = ended => {}
-        () = tokio::time::sleep(limit) => tracing::error!("a worker did not end in time"),
-        again = signals.next() => tracing::warn!(signal = again, "not waiting any longer"),
+    let mut ended = pin!(async { while workers.recv().await.is_some() {} });
+    let running = tokio::select! {
+        () = &mut ended => false,
+        () = drain(&phase, &shared) => true,
+        again = signals.next() => {
+            tracing::warn!(signal = again, "not waiting any longer");
+            true
+        }
+    };
+    if running {
+        phase.send_replace(Phase::Over);
+        if tokio::time::timeout(GRACE, ended).await.is_err() {
+            tracing::error!("a worker did not end in time");
+        }
+    }
+    if !shared.telemetry.log.settle(LAST_LINES) {
+        tracing::warn!("the access log's reader did not take its last lines");
     }
     match shared.cut.load(Ordering::Relaxed) {
         0 => {
@@ -138,6 +152,23 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     }
 }
 
+/// Leads the workers through a drain, up to the point where no more time is left.
+async fn drain(phase: &watch::Sender<Phase>, shared: &Shared) {
+    let began = Instant::now();
+    let (limit, delay) = {
+        let snapshot = shared.snapshot.load();
+        let longest =
+            |of: fn(&Limits) -> Duration| snapshot.listeners().map(|l| of(&l.limits)).max().unwrap_or_default();
+        (longest(|l| l.drain), longest(|l| l.drain_delay))
+    };
+    phase.send_replace(Phase::Draining);
+    sleep_until(began + delay.min(limit)).await;
+    phase.send_replace(Phase::Closed);
+    sleep_until(began + (delay + LAST_CALL).min(limit)).await;
+    phase.send_replace(Phase::Ending);
+    sleep_until(began + limit).await;
+}
+
 /// Each worker on a thread of its own. Ok once all of them listen; the channel closes when all of them have ended.
 async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Receiver<()>, String> {
     let (alive, workers) = mpsc::channel::<()>(1);
@@ -147,8 +178,8 @@ async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Recei
         thread::Builder::new()
             .name(format!("worker-{id}"))
             .spawn(move || {
+                let _ended = Ended(alive);
                 work(id, shared, tell);
-                drop(alive);
             })
             .map_err(|e| format!("worker {id} cannot be started: {e}"))?;
     }
@@ -156,6 +187,15 @@ async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Recei
         bound.recv().await.ok_or("a worker ended before it listened")??;
     }
     Ok(workers)
+}
+
+/// Tells that a worker ended, also when it panicked: the kernel must not go on handing connections to its siblings only.
+struct Ended(mpsc::Sender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
+    }
 }
 
 fn work(id: usize, shared: Arc<Shared>, tell: mpsc::UnboundedSender<Result<(), String>>) {

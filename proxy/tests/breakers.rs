@@ -53,10 +53,28 @@ fn caps() {
         resource: &'static str,
     }
     let rows = [
-        Row { policy: "breaker: {maxConnections: 4, maxPending: 3}", requests: 12, pass: 7, most: 4, resource: "pending" },
-        Row { policy: "breaker: {maxConnections: 4, maxPending: 0}", requests: 12, pass: 4, most: 4, resource: "pending" },
+        Row {
+            policy: "breaker: {maxConnections: 4, maxPending: 3}",
+            requests: 12,
+            pass: 7,
+            most: 4,
+            resource: "pending",
+        },
+        Row {
+            policy: "breaker: {maxConnections: 4, maxPending: 0}",
+            requests: 12,
+            pass: 4,
+            most: 4,
+            resource: "pending",
+        },
         // Istio's demonstration: one connection, one that waits.
-        Row { policy: "breaker: {maxConnections: 1, maxPending: 1, maxRequestsPerConnection: 2}", requests: 6, pass: 2, most: 1, resource: "pending" },
+        Row {
+            policy: "breaker: {maxConnections: 1, maxPending: 1, maxRequestsPerConnection: 2}",
+            requests: 6,
+            pass: 2,
+            most: 1,
+            resource: "pending",
+        },
         Row { policy: "breaker: {maxRequests: 5}", requests: 12, pass: 5, most: 5, resource: "requests" },
         Row { policy: "http: http2, breaker: {maxRequests: 5}", requests: 12, pass: 5, most: 5, resource: "requests" },
         Row { policy: "breaker: {maxRequests: 0}", requests: 4, pass: 0, most: 0, resource: "requests" },
@@ -71,7 +89,12 @@ fn caps() {
             let what = format!("{}, {workers} workers", row.policy);
             let backend = Backend::start(slow(700));
             let hop = hop_with("", workers, &web(&[backend.addr()], row.policy, ""));
-            let refused = || ["pending", "requests"].map(|r| hop.proxy.metric("weft_backend_breaker_overflows_total", &[("resource", r)])).iter().sum::<f64>();
+            let refused = || {
+                ["pending", "requests"]
+                    .map(|r| hop.proxy.metric("weft_backend_breaker_overflows_total", &[("resource", r)]))
+                    .iter()
+                    .sum::<f64>()
+            };
             let answers = at_once(row.requests, |_| {
                 let (answer, took) = timed(|| hop.get("/"));
                 if overflowed(&answer) {
@@ -88,7 +111,11 @@ fn caps() {
             ran += 1;
         }
         let id = id();
-        let hop = hop_with("", workers, &web(&[free_addr()], "breaker: {maxRequests: 0}", "{retry: {attempts: 3, on: '5xx'}}"));
+        let hop = hop_with(
+            "",
+            workers,
+            &web(&[free_addr()], "breaker: {maxRequests: 0}", "{retry: {attempts: 3, on: '5xx'}}"),
+        );
         let answer = hop.send("GET", "/", &[("x-request-id", &id)], b"");
         assert!(overflowed(&answer), "an own overflow is not retried");
         assert_eq!(hop.flags(&id), ("UO".into(), "overflow".into()));
@@ -176,7 +203,11 @@ fn an_open_breaker_survives_changes() {
             assert!(held.into_iter().all(|t| t.join().unwrap() == 200));
         });
         // Four requests at once, four connections, none closed by any change.
-        assert_eq!((backend.requests(), backend.connections(), backend.open_connections()), (4, 4, 4), "{workers} workers");
+        assert_eq!(
+            (backend.requests(), backend.connections(), backend.open_connections()),
+            (4, 4, 4),
+            "{workers} workers"
+        );
         assert_eq!(never.requests(), 0);
         hop.wait_released();
         assert_eq!(hop.proxy.metric("weft_backend_breaker_open", &[("resource", "requests")]), 0.0);
@@ -214,8 +245,16 @@ fn ejections() {
     }
     let rows = [
         // The seeds': the 5th error ejects, the 6th request goes elsewhere.
-        Row { fields: "consecutive5xx: 5, interval: 30s, baseEjectionTime: 60s, maxEjectionPercent: 50", answers: 503, asked: 5 },
-        Row { fields: "consecutive5xx: 5, interval: 30s, baseEjectionTime: 60s, maxEjectionPercent: 50", answers: 500, asked: 5 },
+        Row {
+            fields: "consecutive5xx: 5, interval: 30s, baseEjectionTime: 60s, maxEjectionPercent: 50",
+            answers: 503,
+            asked: 5,
+        },
+        Row {
+            fields: "consecutive5xx: 5, interval: 30s, baseEjectionTime: 60s, maxEjectionPercent: 50",
+            answers: 500,
+            asked: 5,
+        },
         // The defaults.
         Row { fields: "", answers: 500, asked: 5 },
         Row { fields: "consecutive5xx: 3", answers: 500, asked: 3 },
@@ -232,9 +271,21 @@ fn ejections() {
         Row { fields: "consecutive5xx: 0, consecutiveGatewayErrors: 3", answers: 0, asked: 3 },
         Row { fields: "consecutive5xx: 3", answers: 1, asked: 3 },
         // Or a kind of their own.
-        Row { fields: "consecutive5xx: 3, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 4", answers: 0, asked: 4 },
-        Row { fields: "consecutive5xx: 3, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 4", answers: 503, asked: 3 },
-        Row { fields: "consecutive5xx: 1, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 0", answers: 0, asked: 20 },
+        Row {
+            fields: "consecutive5xx: 3, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 4",
+            answers: 0,
+            asked: 4,
+        },
+        Row {
+            fields: "consecutive5xx: 3, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 4",
+            answers: 503,
+            asked: 3,
+        },
+        Row {
+            fields: "consecutive5xx: 1, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 0",
+            answers: 0,
+            asked: 20,
+        },
     ];
     let mut ran = 0;
     for workers in [1, 2] {
@@ -246,7 +297,11 @@ fn ejections() {
                 1 => slow(5000),
                 status => always(Reply::new(status)),
             });
-            let services = web(&[bad.addr(), good.addr()], &ejection(row.fields), "{retry: {attempts: 1, on: '418', perTryTimeout: 250ms}}");
+            let services = web(
+                &[bad.addr(), good.addr()],
+                &ejection(row.fields),
+                "{retry: {attempts: 1, on: '418', perTryTimeout: 250ms}}",
+            );
             let hop = hop_with("", workers, &services);
             let fine = ask(&hop, 40, 200) as u64;
             assert_eq!((bad.requests(), good.requests(), fine), (row.asked, 40 - row.asked, 40 - row.asked), "{what}");
@@ -285,7 +340,10 @@ fn failures_in_a_row_only() {
 
 #[test]
 fn an_endpoint_that_does_not_listen_is_ejected() {
-    for (fields, tries) in [("consecutive5xx: 3", 3), ("consecutive5xx: 1, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 4", 4)] {
+    for (fields, tries) in [
+        ("consecutive5xx: 3", 3),
+        ("consecutive5xx: 1, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 4", 4),
+    ] {
         let good = Backend::named("good");
         let hop = hop_with("", 1, &web(&[free_addr(), good.addr()], &ejection(fields), "{retry: {attempts: 0}}"));
         assert_eq!((ask(&hop, 30, 503), ejected(&hop)), (tries, 1.0), "{fields}");
@@ -305,14 +363,23 @@ fn how_many_may_be_out() {
             ask(&hop, 40, 500);
             assert_eq!(ejected(&hop) as usize, out, "{percent} percent, {workers} workers");
             let spared = bad.iter().filter(|b| b.requests() > 2).count();
-            assert_eq!(spared, 4 - out, "{percent} percent: {:?}", bad.iter().map(Backend::requests).collect::<Vec<_>>());
+            assert_eq!(
+                spared,
+                4 - out,
+                "{percent} percent: {:?}",
+                bad.iter().map(Backend::requests).collect::<Vec<_>>()
+            );
             if out == 4 {
                 let id = id();
                 let answer = hop.send("GET", "/", &[("x-request-id", &id)], b"");
                 assert_eq!((answer.status, answer.text().as_str()), (503, "no healthy upstream"));
                 assert_eq!(hop.flags(&id), ("UH".into(), "no_healthy_upstream".into()));
                 // Too few are left: all are used again (panic).
-                hop.change(&web(&addrs, &ejection("consecutive5xx: 2, maxEjectionPercent: 100, minHealthPercent: 25"), ""));
+                hop.change(&web(
+                    &addrs,
+                    &ejection("consecutive5xx: 2, maxEjectionPercent: 100, minHealthPercent: 25"),
+                    "",
+                ));
                 assert_eq!(ask(&hop, 8, 500), 8);
                 assert_eq!(ejected(&hop), 4.0, "which ends no ejection");
             }
@@ -354,7 +421,10 @@ fn the_way_back() {
 #[test]
 fn a_standing_ejection_survives_changes() {
     for workers in [1, 2] {
-        for kind in ["ejection: {consecutive5xx: 3, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 50}", "accrual: {maxFailures: 3, minPenalty: 60s, jitter: 0}"] {
+        for kind in [
+            "ejection: {consecutive5xx: 3, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 50}",
+            "accrual: {maxFailures: 3, minPenalty: 60s, jitter: 0}",
+        ] {
             let (bad, good, third) = (failing(500), Backend::named("good"), Backend::named("third"));
             let addrs = [bad.addr(), good.addr()];
             let policy = format!("balance: {{algorithm: roundRobin}}, outlier: {{{kind}}}");
@@ -465,7 +535,8 @@ fn accrual_lets_one_probe_through() {
 fn tcp_connections_eject_too() {
     use std::io::{Read, Write};
     let echo = weft_testkit::raw_backend::TcpPeer::echo();
-    let services = web(&[free_addr(), echo.addr()], &ejection("consecutive5xx: 2"), "").replace("port: 80", "port: 80, protocol: tcp");
+    let services = web(&[free_addr(), echo.addr()], &ejection("consecutive5xx: 2"), "")
+        .replace("port: 80", "port: 80, protocol: tcp");
     let hop = hop_with("", 1, &services);
     for _ in 0..12 {
         let mut stream = std::net::TcpStream::connect(hop.addr).unwrap();

@@ -22,10 +22,14 @@ const ERRORS: &str = include_str!("../../docs/errors.md");
 
 /// The rows of a table of the document, by the word in its first column.
 fn rows(heading: &str) -> Vec<Vec<String>> {
-    let section = ERRORS.split("\n## ").find(|s| s.starts_with(heading)).unwrap_or_else(|| panic!("no section {heading}"));
+    let section =
+        ERRORS.split("\n## ").find(|s| s.starts_with(heading)).unwrap_or_else(|| panic!("no section {heading}"));
     let table = section.lines().filter(|l| l.starts_with("| ")).skip(1);
     let cell = |c: &str| c.trim().trim_matches('`').replace("\\|", "|");
-    table.map(|l| l.trim_matches('|').split(" | ").map(cell).collect::<Vec<_>>()).filter(|r| !r[0].starts_with("---")).collect()
+    table
+        .map(|l| l.trim_matches('|').split(" | ").map(cell).collect::<Vec<_>>())
+        .filter(|r| !r[0].starts_with("---"))
+        .collect()
 }
 
 #[test]
@@ -46,7 +50,9 @@ fn the_document_is_the_table() {
         };
         assert_eq!(written, reason.body(false), "{word}: body");
         let again = match body.strip_prefix("RESET ") {
-            Some(why) => format!("upstream connect error or disconnect/reset before headers. retried and the latest reset reason: {why}"),
+            Some(why) => format!(
+                "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: {why}"
+            ),
             None => written,
         };
         assert_eq!(again, reason.body(true), "{word}: body after a retry");
@@ -127,7 +133,8 @@ fn look(hop: &Hop, path: &str, reason: Reason, retried: bool, flags: &str, field
     let id = rig::id();
     let grpc: Answer = block_on(async {
         let client = Http2::connect(hop.addr).await.unwrap().authority("web");
-        let sent = [fields, &[("content-type", "application/grpc"), ("te", "trailers"), ("x-request-id", &id)]].concat();
+        let sent =
+            [fields, &[("content-type", "application/grpc"), ("te", "trailers"), ("x-request-id", &id)]].concat();
         client.request("POST", path, &sent, &grpc_frame(b"m")).await.unwrap()
     });
     assert_eq!((grpc.status, grpc.body.len(), grpc.trailers.is_none()), (200, 0, true), "{what}, gRPC");
@@ -150,10 +157,14 @@ fn plain_and_grpc() {
     let reset = Backend::start(Arc::new(|_| Action::ResetStream(2)));
     let close = Backend::start(Arc::new(|_| Action::CloseConnection));
     let garbage = RawBackend::answering_once("NONSENSE\r\n\r\n");
-    let plain = TcpPeer::at(([127, 0, 0, 1], 0).into(), |mut stream, _| drop(std::io::Write::write_all(&mut stream, b"220 not TLS\r\n")));
+    let plain = TcpPeer::at(([127, 0, 0, 1], 0).into(), |mut stream, _| {
+        drop(std::io::Write::write_all(&mut stream, b"220 not TLS\r\n"))
+    });
     // Takes no connection: its queue is full.
     let (_queue, full) = full_queue();
-    let service = |name: &str, at: &str, policy: &str| format!("- {{name: {name}, port: 80, endpoints: [{at}], policy: {{{policy}}}}}\n");
+    let service = |name: &str, at: &str, policy: &str| {
+        format!("- {{name: {name}, port: 80, endpoints: [{at}], policy: {{{policy}}}}}\n")
+    };
     let at = |addr: std::net::SocketAddr| format!("'{addr}'");
     let services = format!(
         "- name: web\n  port: 80\n  order: firstMatch\n  endpoints: []\n  routes:\n\
@@ -181,7 +192,8 @@ fn plain_and_grpc() {
         nobody = service("nobody", "", ""),
         dead = service("dead", &at(free_addr()), ""),
         deaf = service("full", &at(full), "connections: {connectTimeout: 300ms}"),
-        notls = service("notls", &at(plain.addr()), &format!("tls: {{mode: originate, roots: {}}}", files.roots.display())),
+        notls =
+            service("notls", &at(plain.addr()), &format!("tls: {{mode: originate, roots: {}}}", files.roots.display())),
         closes = service("closes", &at(close.addr()), ""),
         resets = service("resets", &at(reset.addr()), "http: http2"),
         refuses = service("refuses", &at(refuse.addr()), "http: http2"),
@@ -296,7 +308,8 @@ fn a_loop_ends() {
 #[test]
 fn without_an_answer() {
     let cut = Backend::start(always(Reply { cut_after: Some(3), chunked: true, ..Reply::text(200, "abcdef") }));
-    let hang = TcpPeer::at(([127, 0, 0, 1], 0).into(), |mut stream, _| drop(std::io::copy(&mut stream, &mut std::io::sink())));
+    let hang =
+        TcpPeer::at(([127, 0, 0, 1], 0).into(), |mut stream, _| drop(std::io::copy(&mut stream, &mut std::io::sink())));
     let services = |at: std::net::SocketAddr| format!("- {{name: web, port: 80, endpoints: ['{at}']}}");
     let hop = hop(&services(cut.addr()));
     // What breaks off is not ended: neither for plain callers nor for gRPC, whose trailers nobody makes up.
@@ -313,7 +326,8 @@ fn without_an_answer() {
     hop.change(&services(hang.addr()));
     block_on(async {
         let client = Http2::connect(hop.addr).await.unwrap();
-        let (response, mut send) = client.open(client.head("GET", "/", &[("x-request-id", "gone")]), true).await.unwrap();
+        let (response, mut send) =
+            client.open(client.head("GET", "/", &[("x-request-id", "gone")]), true).await.unwrap();
         tokio::time::sleep(Duration::from_millis(200)).await;
         send.send_reset(h2::Reason::CANCEL);
         drop(response);
@@ -340,10 +354,16 @@ fn a_slow_client_is_told() {
         backend.addr()
     );
     let _proxy = weft_testkit::proxy::Proxy::start(env!("CARGO_BIN_EXE_weft-proxy"), &yaml, admin);
-    for bytes in ["GET / HTTP/1.1\r\nhost: web\r\nx-sl", "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 10\r\n\r\nhalf"] {
+    for bytes in
+        ["GET / HTTP/1.1\r\nhost: web\r\nx-sl", "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 10\r\n\r\nhalf"]
+    {
         let mut stream = Stream::connect(addr).unwrap();
         std::io::Write::write_all(&mut stream, bytes.as_bytes()).unwrap();
         let answer = read_response(&mut stream, false).unwrap();
-        assert_eq!((answer.status, answer.text().as_str(), answer.header("connection")), (408, "request timeout", Some("close")), "{bytes:?}");
+        assert_eq!(
+            (answer.status, answer.text().as_str(), answer.header("connection")),
+            (408, "request timeout", Some("close")),
+            "{bytes:?}"
+        );
     }
 }

@@ -244,11 +244,9 @@ fn expect_continue() {
         let mut client = http1(front.addr);
         client.send("POST / HTTP/1.1\r\nHost: app.test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n").unwrap();
         let got = client.read().unwrap();
-        assert_eq!(
-            (got.status, got.interim.len()),
-            (503, if front.name == "hop" { 0 } else { got.interim.len() }),
-            "{got:?}"
-        );
+        assert_eq!(got.status, 503, "{}", front.name);
+        // Behind a second sidecar the first one cannot know.
+        assert!(got.interim.is_empty() || front.name == "pair", "{got:?}");
     }
 }
 

@@ -336,8 +336,13 @@ fn attempts_and_permits_end_with_the_time() {
         assert_eq!((client.get("/").status, client.get("/").status), (200, 200));
     }
     // The time of one try, with a retry that succeeds elsewhere.
-    hop.change(&web(&[one.addr(), good.addr()], "{retry: {attempts: 1, on: '5xx', perTryTimeout: 300ms}}", "balance: {algorithm: roundRobin}"));
-    let slow = (0..6).filter(|_| timed(|| assert_eq!(hop.get("/").status, 200)).1 >= Duration::from_millis(300)).count();
+    hop.change(&web(
+        &[one.addr(), good.addr()],
+        "{retry: {attempts: 1, on: '5xx', perTryTimeout: 300ms}}",
+        "balance: {algorithm: roundRobin}",
+    ));
+    let slow =
+        (0..6).filter(|_| timed(|| assert_eq!(hop.get("/").status, 200)).1 >= Duration::from_millis(300)).count();
     assert!((1..=6).contains(&slow), "{slow}");
     hop.wait_released();
 }

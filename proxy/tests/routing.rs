@@ -201,7 +201,8 @@ fn changes_on_the_way() {
     assert!(seen["headers"]["x-internal"].is_null());
     assert_eq!((answer.header("x-path"), answer.header("x-end")), (Some("/gw/x?q=1"), Some("backend")));
     assert!(answer.header("content-type").is_none());
-    let values: Vec<_> = answer.headers.iter().filter(|(n, _)| n == "x-weft-backend").map(|(_, v)| v.as_str()).collect();
+    let values: Vec<_> =
+        answer.headers.iter().filter(|(n, _)| n == "x-weft-backend").map(|(_, v)| v.as_str()).collect();
     assert_eq!(values, ["v1", "more"]);
     let target = |path: &str| hop.get(path).json()["target"].as_str().unwrap().to_string();
     for (path, seen) in [
@@ -217,7 +218,12 @@ fn changes_on_the_way() {
         assert_eq!(target(path), expected, "{path}");
     }
     // What every app of a mesh gets, and what it never gets from a client.
-    let forged = [("x-envoy-attempt-count", "9"), ("x-forwarded-client-cert", "By=me"), ("x-mesh-error", "x"), ("x-request-id", "mine")];
+    let forged = [
+        ("x-envoy-attempt-count", "9"),
+        ("x-forwarded-client-cert", "By=me"),
+        ("x-mesh-error", "x"),
+        ("x-request-id", "mine"),
+    ];
     let seen = hop.send("GET", "/", &forged, b"").json();
     assert_eq!(seen["headers"]["x-envoy-attempt-count"], "1");
     assert_eq!(seen["headers"]["x-forwarded-proto"], "http");
@@ -232,13 +238,19 @@ fn changes_on_the_way() {
 fn cors() {
     let (v1, v2) = two();
     let cors = |unmatched: &str| {
-        web(&v1, &v2, "firstMatch", &format!(
-            "  - {{cors: {{allowOrigins: ['https://shop.example', {{regex: 'https://.*\\.test'}}], allowMethods: [GET, POST], \
+        web(
+            &v1,
+            &v2,
+            "firstMatch",
+            &format!(
+                "  - {{cors: {{allowOrigins: ['https://shop.example', {{regex: 'https://.*\\.test'}}], allowMethods: [GET, POST], \
              allowHeaders: [x-a], exposeHeaders: [x-b], maxAge: 24h, allowCredentials: true{unmatched}}}}}"
-        ))
+            ),
+        )
     };
     let hop = hop(&cors(""));
-    let preflight = |origin: &str| hop.send("OPTIONS", "/", &[("origin", origin), ("access-control-request-method", "POST")], b"");
+    let preflight =
+        |origin: &str| hop.send("OPTIONS", "/", &[("origin", origin), ("access-control-request-method", "POST")], b"");
     let allowed = preflight("https://shop.example");
     assert_eq!((allowed.status, allowed.body.len()), (200, 0));
     for (name, value) in [
@@ -256,10 +268,16 @@ fn cors() {
     let actual = hop.send("GET", "/", &[("origin", "https://a.test")], b"");
     assert_eq!(actual.header("access-control-allow-origin"), Some("https://a.test"));
     assert_eq!(actual.header("access-control-expose-headers"), Some("x-b"));
-    assert_eq!(hop.send("GET", "/", &[("origin", "https://evil.example")], b"").header("access-control-allow-origin"), None);
+    assert_eq!(
+        hop.send("GET", "/", &[("origin", "https://evil.example")], b"").header("access-control-allow-origin"),
+        None
+    );
     hop.change(&cors(", unmatchedPreflights: ignore"));
     let refused = preflight("https://evil.example");
-    assert_eq!((refused.status, refused.header("x-weft-backend"), refused.header("access-control-allow-origin")), (200, None, None));
+    assert_eq!(
+        (refused.status, refused.header("x-weft-backend"), refused.header("access-control-allow-origin")),
+        (200, None, None)
+    );
 }
 
 #[test]
@@ -282,13 +300,19 @@ fn faults() {
     assert!(answer.status == 200 && took >= Duration::from_millis(800), "{took:?}");
     let before = v1.requests() + v2.requests();
     let (answer, _) = ask("/abort", "abort");
-    assert_eq!((answer.status, answer.text().as_str(), answer.header("content-type")), (418, "fault filter abort", Some("text/plain")));
+    assert_eq!(
+        (answer.status, answer.text().as_str(), answer.header("content-type")),
+        (418, "fault filter abort", Some("text/plain"))
+    );
     assert_eq!(hop.flags("abort"), ("FI".into(), "fault_filter_abort".into()));
     let (answer, took) = ask("/both", "both");
     assert!(answer.status == 503 && took >= Duration::from_millis(300));
     assert_eq!(hop.flags("both").0, "DI,FI");
     let (answer, _) = ask("/grpc", "grpc");
-    assert_eq!((answer.status, answer.text().as_str(), answer.header("grpc-status")), (200, "fault filter abort", None));
+    assert_eq!(
+        (answer.status, answer.text().as_str(), answer.header("grpc-status")),
+        (200, "fault filter abort", None)
+    );
     assert_eq!(v1.requests() + v2.requests(), before, "an abort reaches nobody and is not retried");
     assert_eq!(ask("/nobody", "nobody").0.status, 200);
     let mut client = hop.client();
@@ -300,7 +324,10 @@ fn faults() {
         let client = Http2::connect(hop.addr).await.unwrap();
         let grpc = [("content-type", "application/grpc")];
         let answer = client.request("POST", "/grpc", &grpc, b"").await.unwrap();
-        assert_eq!((answer.status, answer.header("grpc-status"), answer.header("grpc-message")), (200, Some("14"), Some("fault filter abort")));
+        assert_eq!(
+            (answer.status, answer.header("grpc-status"), answer.header("grpc-message")),
+            (200, Some("14"), Some("fault filter abort"))
+        );
         assert_eq!(answer.body.len(), 0);
         let answer = client.request("POST", "/abort", &grpc, b"").await.unwrap();
         assert_eq!((answer.status, answer.grpc_status()), (200, Some("14")));
@@ -382,7 +409,9 @@ fn balancing() {
 
     // Peak EWMA learns that one is slow.
     hop.change(&balanced(&backends, "{algorithm: p2c}"));
-    backends[1].set(std::sync::Arc::new(|_| Action::Reply(Reply::text(200, "").header("x-weft-backend", "b1").delayed(Duration::from_millis(60)))));
+    backends[1].set(std::sync::Arc::new(|_| {
+        Action::Reply(Reply::text(200, "").header("x-weft-backend", "b1").delayed(Duration::from_millis(60)))
+    }));
     (0..20).for_each(|_| drop(client.get("/")));
     fresh();
     (0..200).for_each(|_| drop(client.get("/")));
@@ -436,7 +465,10 @@ fn affinity() {
         assert!((0..12).all(|_| by(&hop.get("/")) == first), "{algorithm} by source");
 
         // By a cookie, which is issued where it is missing and pins what comes after.
-        hop.change(&balanced(&backends, &format!("{{algorithm: {algorithm}, hash: [{{cookie: {{name: user, path: /, ttl: 60s}}}}]}}")));
+        hop.change(&balanced(
+            &backends,
+            &format!("{{algorithm: {algorithm}, hash: [{{cookie: {{name: user, path: /, ttl: 60s}}}}]}}"),
+        ));
         for _ in 0..6 {
             let issued = hop.get("/");
             let cookie = issued.header("set-cookie").expect("a cookie").to_string();
@@ -463,7 +495,10 @@ fn tls_origination() {
     let names = LeafOpts::dns(&["api.example.com"]);
     let server = |clients: &[&Ca]| {
         let tls = weft_testkit::tls::server(&ca.leaf("", &names), clients, &["http/1.1", "h2"]);
-        Backend::with(Options { name: "tls".into(), tls: Some(tls), ..Options::default() }, weft_testkit::backend::echo())
+        Backend::with(
+            Options { name: "tls".into(), tls: Some(tls), ..Options::default() },
+            weft_testkit::backend::echo(),
+        )
     };
     let (open, demanding) = (server(&[]), server(&[&ca]));
     let dir = TempDir::new();
@@ -482,14 +517,30 @@ fn tls_origination() {
     let hop = hop(&with(&open, &format!("sni: api.example.com, roots: {roots}")));
     let cases = [
         ("given roots", with(&open, &format!("sni: api.example.com, roots: {roots}")), true),
-        ("the name by `names`", with(&open, &format!("sni: front.example.com, names: [api.example.com], roots: {roots}")), true),
+        (
+            "the name by `names`",
+            with(&open, &format!("sni: front.example.com, names: [api.example.com], roots: {roots}")),
+            true,
+        ),
         ("another name", with(&open, &format!("sni: www.example.com, roots: {roots}")), false),
-        ("another name by `names`", with(&open, &format!("sni: api.example.com, names: [www.example.com], roots: {roots}")), false),
+        (
+            "another name by `names`",
+            with(&open, &format!("sni: api.example.com, names: [www.example.com], roots: {roots}")),
+            false,
+        ),
         ("another root", with(&open, &format!("sni: api.example.com, roots: {wrong}")), false),
         ("the system's roots", with(&open, "sni: api.example.com"), false),
         ("nothing verified", with(&open, "sni: www.example.com, insecureSkipVerify: true"), true),
-        ("a client certificate", with(&demanding, &format!("sni: api.example.com, roots: {roots}, {}", mine(&good))), true),
-        ("a foreign client certificate", with(&demanding, &format!("sni: api.example.com, roots: {roots}, {}", mine(&bad))), false),
+        (
+            "a client certificate",
+            with(&demanding, &format!("sni: api.example.com, roots: {roots}, {}", mine(&good))),
+            true,
+        ),
+        (
+            "a foreign client certificate",
+            with(&demanding, &format!("sni: api.example.com, roots: {roots}, {}", mine(&bad))),
+            false,
+        ),
         ("no client certificate", with(&demanding, &format!("sni: api.example.com, roots: {roots}")), false),
     ];
     let mut ran = 0;

@@ -148,8 +148,11 @@ impl Pool {
 
     fn take_shared(&self) -> Option<Rc<Shared>> {
         let shared = self.shared.borrow();
-        let free =
-            |s: &&Rc<Shared>| !s.retired.get() && s.in_flight.get() < s.sender.borrow().max_streams().min(STREAMS);
+        // A connection that has heard goodbye is closed to new streams while its last ones go on.
+        let free = |s: &&Rc<Shared>| {
+            let sender = s.sender.borrow();
+            !s.retired.get() && !sender.is_closed() && s.in_flight.get() < sender.max_streams().min(STREAMS)
+        };
         shared.iter().find(free).cloned()
     }
 
@@ -203,7 +206,7 @@ impl Pools {
             });
             pool.shared.borrow_mut().retain(|shared| {
                 let idle = shared.in_flight.get() == 0;
-                if gone || now - shared.born > age || shared.sender.borrow().is_closed() {
+                if gone || now - shared.born >= age || shared.sender.borrow().is_closed() {
                     shared.retired.set(true);
                 }
                 !(idle && (shared.retired.get() || now - shared.idle_since.get() >= limit))
