@@ -395,7 +395,9 @@ impl Sender {
     }
 
     /// Sends a request and waits for the response head.
-    pub async fn send(&mut self, request: Request, leaving: bool) -> Result<Reply, SendFailed> {
+    ///
+    /// The request is handed over at once, so the future that waits for the answer is small.
+    pub fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
         let mut upgrade = None;
         let connect = request.head.method == http::Method::CONNECT;
         let sent = match self {
@@ -414,46 +416,48 @@ impl Sender {
             Sender::Http2 { sender, .. } => Sending::Two(sender.try_send_request(give_request(request, true))),
         };
         let refusal = self.refusal();
-        let answered = match sent {
-            Sending::One(sending) => sending.await,
-            Sending::Two(sending) => sending.await,
-        };
-        match answered {
-            Ok(response) => {
-                let (parts, incoming) = response.into_parts();
-                let left =
-                    parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
-                let framing = &parts.headers;
-                if framing.contains_key(http::header::TRANSFER_ENCODING)
-                    && framing.contains_key(http::header::CONTENT_LENGTH)
-                {
-                    return Err(SendFailed::new(Reason::UpstreamProtocol, false));
-                }
-                if left && upgrade.is_none() {
-                    // 101 to a request that asked for nothing.
-                    return Err(SendFailed::new(Reason::UpstreamProtocol, false));
-                }
-                Ok(Reply {
-                    status: parts.status,
-                    fields: FieldMap(parts.headers),
-                    body: if left { Body::empty() } else { Body::wire(Wire(incoming)) },
-                    upgrade: upgrade.filter(|_| left),
-                })
-            }
-            Err(mut failed) => {
-                let unsent = failed.take_message();
-                let (reason, unprocessed) = match refusal.get() {
-                    Some(_) => (Reason::TlsFailed, true),
-                    None => why(failed.error()),
-                };
-                Err(SendFailed {
-                    reason,
-                    unprocessed: unprocessed || unsent.is_some(),
-                    request: unsent.map(|m| Box::new(take_back(m))),
-                })
+        async move {
+            let answered = match sent {
+                Sending::One(sending) => sending.await,
+                Sending::Two(sending) => sending.await,
+            };
+            match answered {
+                Ok(response) => take_reply(response, connect, upgrade),
+                Err(failed) => Err(take_failure(failed, &refusal)),
             }
         }
     }
+}
+
+fn take_reply(
+    response: hyper::Response<Incoming>,
+    connect: bool,
+    upgrade: Option<Upgrade>,
+) -> Result<Reply, SendFailed> {
+    let (parts, incoming) = response.into_parts();
+    let left = parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
+    let framing = &parts.headers;
+    let ambiguous =
+        framing.contains_key(http::header::TRANSFER_ENCODING) && framing.contains_key(http::header::CONTENT_LENGTH);
+    // Also not to be believed: 101 to a request that asked for nothing.
+    if ambiguous || (left && upgrade.is_none()) {
+        return Err(SendFailed::new(Reason::UpstreamProtocol, false));
+    }
+    Ok(Reply {
+        status: parts.status,
+        fields: FieldMap(parts.headers),
+        body: if left { Body::empty() } else { Body::wire(Wire(incoming)) },
+        upgrade: upgrade.filter(|_| left),
+    })
+}
+
+fn take_failure(mut failed: client::TrySendError<hyper::Request<Body>>, refusal: &Refusal) -> SendFailed {
+    let unsent = failed.take_message();
+    let (reason, unprocessed) = match refusal.get() {
+        Some(_) => (Reason::TlsFailed, true),
+        None => why(failed.error()),
+    };
+    SendFailed { reason, unprocessed: unprocessed || unsent.is_some(), request: unsent.map(|m| Box::new(take_back(m))) }
 }
 
 enum Sending<A, B> {
