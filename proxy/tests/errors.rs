@@ -367,3 +367,69 @@ fn a_slow_client_is_told() {
         );
     }
 }
+
+/// Two sidecars, the app behind the second not there or rude: what the first one's client sees is what Istio's sees.
+#[test]
+fn through_a_pair() {
+    let ca = Ca::new("cluster.local");
+    let dir = TempDir::new();
+    let [web, app] = ["web", "app"].map(|name| ca.workload("demo", name).write(&dir, name, &[&ca]));
+    let start = |name: &str, files: &weft_testkit::ca::Files, rest: &str| {
+        let admin = free_addr();
+        let yaml = format!(
+            "admin: {admin}\nworkload: {{name: {name}, namespace: demo}}\ntelemetry: {{accessLog: json}}\nidentity: {{certificate: {}, key: {}, \
+             trust: [{{domain: cluster.local, roots: [{}]}}]}}\n{rest}",
+            files.cert.display(),
+            files.key.display(),
+            files.roots.display()
+        );
+        weft_testkit::proxy::Proxy::start(env!("CARGO_BIN_EXE_weft-proxy"), &yaml, admin)
+    };
+    let line = |proxy: &weft_testkit::proxy::Proxy, id: &str| -> serde_json::Value {
+        let wanted = format!("\"request_id\":\"{id}\"");
+        serde_json::from_str(&proxy.wait_log(|l| l.contains(&wanted), SOON)).unwrap()
+    };
+    let (outbound, inbound, dead) = (free_addr(), free_addr(), free_addr());
+    let server = |at: std::net::SocketAddr| {
+        format!("listeners: [{{name: in, role: inbound, address: '{inbound}', app: '{at}', mtls: strict}}]\n")
+    };
+    let client = |tls: &str| {
+        format!(
+            "listeners: [{{name: out, role: hop, address: '{outbound}', to: app}}]\nservices:\n- {{name: app, port: 80, identity: {}, \
+             endpoints: ['{inbound}'], policy: {{tls: {tls}}}}}\n",
+            ca.id("demo", "app")
+        )
+    };
+    let theirs = start("app", &app, &server(dead));
+    let ours = start("web", &web, &client("auto"));
+    let answer = http1(outbound).request("GET", "/", &[("x-request-id", "dead")], b"").unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (503, Reason::ConnectFailed.body(true)));
+    assert_eq!(answer.header("x-mesh-error"), None, "no plain caller is told");
+    // The server's side says why and how often; to the client's it is an answer like any other, and not repeated.
+    let (server_line, client_line) = (line(&theirs, "dead"), line(&ours, "dead"));
+    assert_eq!((&server_line["flags"], &server_line["attempts"]), (&"URX,UF".into(), &3.into()));
+    assert_eq!((&client_line["flags"], &client_line["attempts"]), (&"-".into(), &1.into()));
+    assert_eq!(client_line["status"], 503);
+    // A verified peer is told.
+    let tls = weft_testkit::tls::client(Some(&ca.workload("demo", "web")), &["http/1.1"]);
+    let mut peer = weft_testkit::client::Http1::tls(inbound, &tls, "weft.mesh").unwrap();
+    assert_eq!(peer.get("/").header("x-mesh-error"), Some("remote_connection_failure"));
+    drop((ours, theirs));
+
+    // Plaintext to a strict listener.
+    let backend = Backend::start(always(Reply::text(200, "app").header("x-mesh-error", "forged")));
+    let theirs = start("app", &app, &server(backend.addr()));
+    let ours = start("web", &web, &client("disable"));
+    let answer = http1(outbound).request("GET", "/", &[("x-request-id", "plain")], b"").unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (503, Reason::UpstreamClosed.body(false)));
+    assert_eq!((answer.body.len(), line(&ours, "plain")["flags"].as_str()), (95, Some("UC")));
+    assert_eq!(backend.requests(), 0);
+    drop(ours);
+    // What the app says of the mesh is not believed.
+    let _ours = start("web", &web, &client("auto"));
+    let answer = http1(outbound).get("/");
+    assert_eq!((answer.status, answer.header("x-mesh-error")), (200, None));
+    let mut peer = weft_testkit::client::Http1::tls(inbound, &tls, "weft.mesh").unwrap();
+    assert_eq!(peer.get("/").header("x-mesh-error"), None);
+    drop(theirs);
+}

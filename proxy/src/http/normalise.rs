@@ -228,13 +228,13 @@ fn is_framing(name: &str) -> bool {
     matches!(name, "content-length" | "host" | "authorization" | "cookie" | "content-type" | "trailer")
 }
 
-/// What belongs to the upstream connection stays there.
+/// What belongs to the upstream connection stays there, and so does what one proxy of the mesh tells the next.
 pub fn response(fields: &mut HeaderMap) {
     // The common answer has none of these: one pass over its names tells.
     let mut gone: SmallVec<[HeaderName; 4]> = SmallVec::new();
     let mut connection = false;
     for name in fields.keys() {
-        if is_hop_by_hop(name.as_str()) {
+        if is_hop_by_hop(name.as_str()) || name.as_str().starts_with("x-mesh-") {
             connection |= name == CONNECTION;
             gone.push(name.clone());
         }
