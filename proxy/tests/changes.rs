@@ -94,6 +94,13 @@ impl Pair {
         let (inn, out) = (in_side.start(), out_side.start());
         Self { certs, app, in_addr, out_addr, in_side, out_side, inn, out }
     }
+
+    /// What is rotated was used.
+    #[track_caller]
+    fn expect_handshakes(&self, least: u64) {
+        let made = self.inn.wait_metric("weft_connections_total", &[("role", "inbound")], least as f64, SOON);
+        println!("{made} handshakes");
+    }
 }
 
 fn alone() -> std::sync::MutexGuard<'static, ()> {
@@ -212,6 +219,7 @@ fn leaf_rotated_every_two_seconds() {
     let totals = load.stop("leaf rotated every 2 s");
     books_balance("leaf", totals.sent, &[&pair.out]);
     books_balance("leaf", totals.sent, &[&pair.inn]);
+    pair.expect_handshakes(rounds);
     let failed = [&pair.out, &pair.inn].map(|p| p.metric("weft_tls_handshake_failed_total", &[]));
     assert_eq!(failed, [0.0, 0.0]);
 }
@@ -249,6 +257,7 @@ fn root_rotated() {
     }
     let totals = load.stop("root rotated");
     books_balance("root", totals.sent, &[&pair.out]);
+    pair.expect_handshakes(5);
     let failed = [&pair.out, &pair.inn].map(|p| p.metric("weft_tls_handshake_failed_total", &[]));
     assert_eq!(failed, [0.0, 0.0]);
     // The old root is really gone.
