@@ -157,7 +157,8 @@ async fn drain(phase: &watch::Sender<Phase>, shared: &Shared) {
     let began = Instant::now();
     let (limit, delay) = {
         let snapshot = shared.snapshot.load();
-        let longest = |of: fn(&Limits) -> Duration| snapshot.listeners().map(|l| of(&l.limits)).max().unwrap_or_default();
+        let longest =
+            |of: fn(&Limits) -> Duration| snapshot.listeners().map(|l| of(&l.limits)).max().unwrap_or_default();
         (longest(|l| l.drain), longest(|l| l.drain_delay))
     };
     phase.send_replace(Phase::Draining);
@@ -177,8 +178,8 @@ async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Recei
         thread::Builder::new()
             .name(format!("worker-{id}"))
             .spawn(move || {
+                let _ended = Ended(alive);
                 work(id, shared, tell);
-                drop(alive);
             })
             .map_err(|e| format!("worker {id} cannot be started: {e}"))?;
     }
@@ -186,6 +187,15 @@ async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Recei
         bound.recv().await.ok_or("a worker ended before it listened")??;
     }
     Ok(workers)
+}
+
+/// Tells that a worker ended, also when it panicked: the kernel must not go on handing connections to its siblings only.
+struct Ended(mpsc::Sender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
+    }
 }
 
 fn work(id: usize, shared: Arc<Shared>, tell: mpsc::UnboundedSender<Result<(), String>>) {

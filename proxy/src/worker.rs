@@ -185,6 +185,7 @@ impl Worker {
     fn tick(&self, now: Instant) {
         self.pools.tick(now);
         self.implied.tick(now);
+        self.live.end_stalled(now);
         self.live.each_record(|record| self.recorder.tcp_progress(record));
         let snapshot = self.shared.snapshot.load();
         let mirrors = &mut *self.mirrors.borrow_mut();

@@ -99,7 +99,7 @@ fn check(who: &str, budget: &Budget, calls: &BTreeMap<String, f64>, allocations:
 fn load(addr: SocketAddr) {
     let mut client = http1(addr);
     for _ in 0..REQUESTS {
-        assert_eq!(client.get("/").unwrap().status, 200);
+        assert_eq!(client.get("/").status, 200);
     }
 }
 

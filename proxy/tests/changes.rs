@@ -60,7 +60,8 @@ impl Load {
 }
 
 fn logged(proxies: &[&Proxy]) -> u64 {
-    let lines = |p: &Proxy| p.log_lines().iter().filter(|l| l.starts_with("{\"ts\"") && l.contains("\"method\"")).count();
+    let lines =
+        |p: &Proxy| p.log_lines().iter().filter(|l| l.starts_with("{\"ts\"") && l.contains("\"method\"")).count();
     proxies.iter().map(|p| lines(p)).sum::<usize>() as u64
 }
 
@@ -271,10 +272,13 @@ fn root_rotated() {
 fn one_of_two_backends_replaced_ten_times() {
     let _alone = alone();
     let mut pair = Pair::start("", "");
-    let local = |a: &Backend, b: &Backend| format!("{{name: local, port: 80, endpoints: [\"{}\", \"{}\"]}}", a.addr(), b.addr());
+    let local = |a: &Backend, b: &Backend| {
+        format!("{{name: local, port: 80, endpoints: [\"{}\", \"{}\"]}}", a.addr(), b.addr())
+    };
     let stays = Backend::named("stays");
     let mut goes = Backend::named("goes");
-    pair.in_side.listeners = vec![format!("{{name: in, role: inbound, address: {}, to: local, mtls: strict}}", pair.in_addr)];
+    pair.in_side.listeners =
+        vec![format!("{{name: in, role: inbound, address: {}, to: local, mtls: strict}}", pair.in_addr)];
     pair.in_side.services = vec![local(&stays, &goes)];
     pair.in_side.apply(&pair.inn);
     let load = Load::start(pair.out_addr);
@@ -337,8 +341,12 @@ fn inbound_proxy_replaced_behind_a_new_endpoint() {
     for n in 0..4 {
         let addr = free_addr();
         pair.in_side.admin = free_addr();
-        pair.in_side.listeners =
-            vec![inbound_listener("in", addr, pair.app.addr(), "mtls: strict, limits: {drainDelay: 200ms, drain: 10s}")];
+        pair.in_side.listeners = vec![inbound_listener(
+            "in",
+            addr,
+            pair.app.addr(),
+            "mtls: strict, limits: {drainDelay: 200ms, drain: 10s}",
+        )];
         let mut old = std::mem::replace(&mut pair.inn, pair.in_side.start());
         // Both for a while, the old one already on its way out when the configuration says so.
         old.sigterm();

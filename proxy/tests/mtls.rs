@@ -56,7 +56,12 @@ fn strict_refuses_plaintext() {
 fn permissive_disable_and_ports() {
     let certs = Certs::new();
     let app = Backend::start(echo());
-    let modes = ["permissive", "disable", "{mode: strict, ports: {PORT: permissive}}", "{mode: permissive, ports: {PORT: strict}}"];
+    let modes = [
+        "permissive",
+        "disable",
+        "{mode: strict, ports: {PORT: permissive}}",
+        "{mode: permissive, ports: {PORT: strict}}",
+    ];
     let addrs: Vec<SocketAddr> = modes.iter().map(|_| free_addr()).collect();
     let mut side = inbound(identity(&certs.app), addrs[0], app.addr(), "");
     side.listeners = (modes.iter().zip(&addrs).enumerate())
@@ -97,7 +102,8 @@ fn the_apps_own_tls() {
         let addr = free_addr();
         let _proxy = inbound(identity(&certs.app), addr, app.addr(), &format!("mtls: {mode}")).start();
         let config = weft_testkit::tls::verifying_client(&[&certs.ca], None, &["http/1.1"]);
-        let answer = Http1::tls(addr, &config, "own.example").ok().and_then(|mut c| c.request("GET", "/", &[], b"").ok());
+        let answer =
+            Http1::tls(addr, &config, "own.example").ok().and_then(|mut c| c.request("GET", "/", &[], b"").ok());
         assert_eq!(answer.is_some_and(|a| a.status == 200), passes, "{mode}");
     }
 }
@@ -118,14 +124,9 @@ enum Wrong {
 #[test]
 fn wrong_certificates_are_refused_on_either_side() {
     let mut cases = 0;
-    for wrong in [
-        Wrong::TrustDomain,
-        Wrong::Identity,
-        Wrong::Expired,
-        Wrong::NotYetValid,
-        Wrong::UnknownCa,
-        Wrong::RemovedRoot,
-    ] {
+    for wrong in
+        [Wrong::TrustDomain, Wrong::Identity, Wrong::Expired, Wrong::NotYetValid, Wrong::UnknownCa, Wrong::RemovedRoot]
+    {
         for client_is_wrong in [false, true] {
             refuse(wrong, client_is_wrong);
             cases += 1;
@@ -195,7 +196,11 @@ fn refuse(wrong: Wrong, client_is_wrong: bool) {
     let counted = judge.wait_metric("weft_tls_handshake_failed_total", &labels, 2.0, SOON);
     // PERMISSIVE would have taken plaintext: none was tried.
     assert_eq!(app.requests(), known, "{case}");
-    let plaintext = inn.metrics().lines().filter(|l| l.starts_with("weft_http_requests_total") && l.contains("tls=\"none\"")).count();
+    let plaintext = inn
+        .metrics()
+        .lines()
+        .filter(|l| l.starts_with("weft_http_requests_total") && l.contains("tls=\"none\""))
+        .count();
     assert_eq!(plaintext, 0, "{case}");
     println!("{case}: {why}, {counted} handshakes");
 }

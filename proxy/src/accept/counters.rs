@@ -55,6 +55,11 @@ pub fn detect_timed_out(listener: &str) {
     metrics::counter!("weft_tcp_detect_timeout_total", "listener" => listener.to_owned()).increment(1);
 }
 
+/// A client did not take what lay ready for it: `socket`, or one `stream` of an HTTP/2 connection.
+pub fn stalled(what: &'static str) {
+    metrics::counter!("weft_client_stalled_total", "what" => what).increment(1);
+}
+
 pub fn panicked() {
     metrics::counter!("weft_panics_total").increment(1);
 }

@@ -56,7 +56,7 @@ pub struct Failed {
 pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -> Result<(Reply, Held), Failed> {
     let (worker, backend) = (plan.worker, &plan.backend);
     let fail = |reason, retried: u32| Failed { reason, retried: retried > 0 };
-    let replay = (!body.is_empty()).then(|| Replayable::new(body, stall_limit(&head, plan)));
+    let replay = (!body.is_empty()).then(|| Replayable::new(body, stall_limit(&head, plan), plan.idle.is_some()));
     backend.budget.deposit(Instant::now());
     let permit = RequestPermit::take(backend).ok_or(fail(Reason::Overflow, 0))?;
     let mut head = Some(head);
@@ -71,7 +71,15 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
         let mut attempt = OneAttempt { head: None, picked: None, span: span_of(worker) };
         let started = Instant::now();
         let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);
-        let sent = limit.run(once(plan, flight, this_head, replay.as_ref(), avoid, retried, &mut attempt)).await;
+        let trying = limit.run(once(plan, flight, this_head, replay.as_ref(), avoid, retried, &mut attempt));
+        let sent = match plan.idle {
+            None => trying.await,
+            Some(idle) => tokio::select! {
+                biased;
+                sent = trying => sent,
+                () = quiet(idle, started, replay.as_ref()) => Err(Reason::StreamIdle),
+            },
+        };
         drop(retrying.take());
         head = attempt.head;
         let mut picked = attempt.picked;
@@ -92,12 +100,12 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
                 }
                 (outcome_of(failed), Some(failed.reason), signal_of(failed.reason))
             }
-            Err(Reason::RequestTimeout) => {
+            Err(reason @ (Reason::RequestTimeout | Reason::StreamIdle)) => {
                 if let Some(picked) = &mut picked {
                     picked.tell(Signal::Timeout, ended);
                     note_attempt(flight, picked, attempt.span, started, ended, None, true);
                 }
-                return Err(fail(Reason::RequestTimeout, retried));
+                return Err(fail(*reason, retried));
             }
             Err(reason) => (Outcome::PerTryTimeout, Some(*reason), Signal::Timeout),
         };
@@ -331,6 +339,17 @@ impl Limit {
             Limit::None => Ok(future.await),
             Limit::At(at, reason) => tokio::time::timeout_at(at.into(), future).await.map_err(|_| reason),
         }
+    }
+}
+
+/// Ends when nothing has come from either side for the route's idle limit.
+async fn quiet(idle: Duration, started: Instant, replay: Option<&Replayable>) {
+    loop {
+        let due = replay.and_then(Replayable::last).map_or(started, |at| at.max(started)) + idle;
+        if Instant::now() >= due {
+            return;
+        }
+        sleep_until(due).await;
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
+use super::stall::{Link, Offered, Streams};
 use crate::worker::{Phase, Worker};
 use bytes::Bytes;
 use http::header::HOST;
@@ -77,6 +78,7 @@ impl std::fmt::Debug for Tunnel {
 /// Windows: one stream may not take the whole connection, and bulk must not wait for updates.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Of answers; requests come in frames of the protocol's own size, which is what h2spec's case 4.2/3 takes for granted.
 const MAX_FRAME: u32 = 64 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
 
@@ -125,8 +127,8 @@ fn take_request(request: hyper::Request<Incoming>) -> Request {
     }
 }
 
-fn give_reply(reply: Reply) -> hyper::Response<Body> {
-    let mut response = hyper::Response::new(reply.body);
+fn give_reply<B>(reply: Reply, make: impl FnOnce(Body) -> B) -> hyper::Response<B> {
+    let mut response = hyper::Response::new(make(reply.body));
     *response.status_mut() = reply.status;
     *response.headers_mut() = reply.fields.0;
     response
@@ -159,7 +161,7 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
                     // The client takes its next request elsewhere. Closing without a word would race with that request.
                     reply.fields.0.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
                 }
-                Ok(give_reply(*reply))
+                Ok(give_reply(*reply, |body| body))
             }
         })
     };
@@ -193,7 +195,7 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         return;
     }
     use tokio::io::AsyncWriteExt;
-    if let Some(reason) = control.verdict.get() {
+    if let Some(reason) = control.verdict.get().filter(|_| !control.mute.get()) {
         super::reject::write_raw(&mut io, reason).await;
         super::reject::linger(&mut io).await;
     }
@@ -201,30 +203,44 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
 }
 
 /// Serves HTTP/2 on a connection until it ends.
-pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
+///
+/// `trusted`: a sidecar that speaks for many clients and has counted each one's frames itself. What looks like a flood here is
+/// their sum, and ending the connection would punish them all for one.
+pub async fn serve_http2<S: Serve + 'static>(
+    io: MeshStream,
+    limits: &Limits,
+    worker: &Worker,
+    service: S,
+    trusted: bool,
+) {
     let service = Rc::new(service);
+    let link = Rc::new(Link::default());
+    let streams = Streams::new(link.clone(), limits.body_idle);
+    let offers = streams.clone();
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let served = service.clone().serve(take_request(request));
+        let offers = offers.clone();
         async move {
             match served.await {
-                Served::Reply(reply) => Ok(give_reply(*reply)),
+                Served::Reply(reply) => {
+                    Ok::<hyper::Response<Offered>, _>(give_reply(*reply, |body| offers.offer(body)))
+                }
                 Served::Cut => Err(CutError),
             }
         }
     });
-    let flood = Rc::new(super::flood::Flood::default());
-    let io = super::flood::Guard::new(io, flood.clone());
+    let patience = if trusted { 100 } else { 1 };
+    let io = super::flood::Guard::new(io, link, limits.header_timeout, patience);
     let mut connection = pin!(
-        server::http2::Builder::new(Local)
+        server::http2::Builder::new(streams)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(MAX_FRAME)
             .max_concurrent_streams(limits.max_streams)
             .max_header_list_size(limits.header_bytes)
             .max_send_buf_size(SEND_BUFFER)
-            .max_pending_accept_reset_streams(50)
-            .max_local_error_reset_streams(500)
+            .max_pending_accept_reset_streams(50 * patience as usize)
+            .max_local_error_reset_streams(500 * patience as usize)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .serve_connection(TokioIo::new(io), service)

@@ -68,9 +68,10 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut io: MeshStream, kind:
         },
         known => known,
     };
+    let trusted = conn.mesh;
     let app = App { worker: worker.clone(), conn };
     match kind {
         HttpKind::Http1 | HttpKind::Either => hyper_driver::serve_http1(io, &limits, &worker, app).await,
-        HttpKind::Http2 => hyper_driver::serve_http2(io, &limits, &worker, app).await,
+        HttpKind::Http2 => hyper_driver::serve_http2(io, &limits, &worker, app, trusted).await,
     }
 }

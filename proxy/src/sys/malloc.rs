@@ -34,6 +34,12 @@ pub fn allocations() -> Option<u64> {
     Some(sum)
 }
 
+/// Bytes that are allocated now.
+pub fn allocated() -> Option<usize> {
+    tikv_jemalloc_ctl::epoch::advance().ok()?;
+    tikv_jemalloc_ctl::stats::allocated::read().ok()
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -206,7 +206,7 @@ impl Pools {
             });
             pool.shared.borrow_mut().retain(|shared| {
                 let idle = shared.in_flight.get() == 0;
-                if gone || now - shared.born > age || shared.sender.borrow().is_closed() {
+                if gone || now - shared.born >= age || shared.sender.borrow().is_closed() {
                     shared.retired.set(true);
                 }
                 !(idle && (shared.retired.get() || now - shared.idle_since.get() >= limit))

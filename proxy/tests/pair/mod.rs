@@ -133,7 +133,9 @@ impl Certs {
 pub fn requests(proxy: &Proxy) -> Vec<serde_json::Value> {
     let lines = proxy.log_lines();
     let json = lines.iter().filter(|l| l.starts_with("{\"ts\""));
-    json.map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).filter(|j: &serde_json::Value| j["method"].is_string()).collect()
+    json.map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}")))
+        .filter(|j: &serde_json::Value| j["method"].is_string())
+        .collect()
 }
 
 /// The access log's line for `path`, once it is there.

@@ -83,6 +83,8 @@ pub(super) struct Inner {
     backlog: Queue,
     /// The kernel has no room; `waker` is registered.
     blocked: bool,
+    /// Bytes the kernel took, ever.
+    sent: u64,
     waker: Waker,
     writer: Option<Waker>,
     write_error: Option<io::ErrorKind>,
@@ -126,6 +128,7 @@ impl Inner {
             pending: Queue::default(),
             backlog: Queue::default(),
             blocked: false,
+            sent: 0,
             waker,
             writer: None,
             write_error: None,
@@ -141,6 +144,11 @@ impl Inner {
 
     pub(super) fn buffered(&self) -> usize {
         self.pending.len() + self.backlog.len()
+    }
+
+    /// What the kernel took so far, while something waits for its peer.
+    pub(super) fn sent_while_blocked(&self) -> Option<u64> {
+        (self.blocked && self.buffered() > 0 && self.write_error.is_none()).then_some(self.sent)
     }
 
     pub(super) fn held(&self) -> usize {
@@ -478,6 +486,7 @@ impl Inner {
                 }
                 Poll::Ready(Ok(n)) => {
                     written += n;
+                    self.sent += n as u64;
                     worker.count(|s| {
                         s.writes += 1;
                         s.bytes_written += n as u64;
@@ -502,6 +511,7 @@ impl Inner {
         let waker = self.waker.clone();
         match Pin::new(&mut self.tcp).poll_write_vectored(&mut Context::from_waker(&waker), bufs) {
             Poll::Ready(Ok(n)) => {
+                self.sent += n as u64;
                 worker.count(|s| {
                     s.writes += 1;
                     s.bytes_written += n as u64;
