@@ -12,7 +12,7 @@ use weft_testkit::backend::{Action, Backend, Reply, echo, fnv, grpc_frame};
 use weft_testkit::client::{End, Http2, Stream, http1};
 use weft_testkit::dir::free_addr;
 use weft_testkit::proxy::Proxy;
-use weft_testkit::raw_h2::{RawH2, kind};
+use weft_testkit::raw_h2::{Frame, RawH2, flag, kind};
 use weft_testkit::wait::{block_on, until};
 
 const BODY: usize = 16 * 1024;
@@ -139,6 +139,12 @@ fn goodbye_is_said_before_the_door_closes() {
     assert_eq!(goaway.error(), Some(0));
     // The first goodbye takes every stream there may be, so that none on its way is lost.
     assert_eq!(goaway.payload.get(..4), Some(&0x7fff_ffffu32.to_be_bytes()[..]));
+    // When the peer has heard it, the second says which stream was the last, and the connection ends.
+    let ping = h2.wait(SOON, |f| f.kind == kind::PING && f.flags & flag::ACK == 0).expect("PING");
+    h2.send(&Frame::new(kind::PING, flag::ACK, 0, ping.payload)).expect("send");
+    let last = h2.wait(SOON, |f| f.kind == kind::GOAWAY).expect("the second GOAWAY");
+    assert_eq!((last.error(), last.payload.get(..4)), (Some(0), Some(&[0u8; 4][..])));
+    assert!(h2.stream.read_all().1 != End::Timeout);
     // A kept connection is still good for one request, and so is a new one.
     assert_eq!(kept.get("/two").header("connection"), Some("close"));
     assert_eq!(kept.stream.read_all(), (Vec::new(), End::Closed));
