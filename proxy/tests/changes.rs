@@ -92,6 +92,8 @@ impl Pair {
         let in_side = inbound(identity(&certs.app), in_addr, app.addr(), &format!("mtls: strict{limits}"));
         let mut out_side = outbound(identity(&certs.client), out_addr, &id("app"), &[in_addr]);
         out_side.services = vec![service(&id("app"), &[in_addr], more)];
+        // More than one, so that what workers share is shared.
+        out_side.workers = 2;
         let (inn, out) = (in_side.start(), out_side.start());
         Self { certs, app, in_addr, out_addr, in_side, out_side, inn, out }
     }
@@ -217,6 +219,12 @@ fn leaf_rotated_every_two_seconds() {
         }
         std::thread::sleep(Duration::from_secs(2).saturating_sub(at.elapsed()));
     }
+    // What cannot be used changes nothing.
+    let serial = |p: &Proxy| p.admin_get("/certs").1;
+    let held = serial(&pair.out);
+    pair.certs.dir.write("client.crt", "not a certificate");
+    pair.out.wait_log(|l| l.contains("identity files refused"), SOON);
+    assert_eq!(serial(&pair.out), held);
     let totals = load.stop("leaf rotated every 2 s");
     books_balance("leaf", totals.sent, &[&pair.out]);
     books_balance("leaf", totals.sent, &[&pair.inn]);
