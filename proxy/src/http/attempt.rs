@@ -282,7 +282,7 @@ fn classify(reply: &Reply, grpc: bool) -> (Outcome, Signal) {
 fn outcome_of(failed: &SendFailed) -> Outcome {
     match failed.reason {
         Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => Outcome::ConnectFailed,
-        Reason::Overflow | Reason::NoHealthyUpstream => Outcome::Overflow,
+        Reason::Overflow | Reason::Overload | Reason::NoHealthyUpstream => Outcome::Overflow,
         Reason::RefusedStream => Outcome::RefusedStream,
         Reason::UpstreamProtocol => Outcome::ProtocolError,
         _ => Outcome::Reset { before_request_bytes: failed.unprocessed },
