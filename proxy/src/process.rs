@@ -27,7 +27,7 @@ pub struct Process {
 
 impl Proxy for Process {
     fn state(&self) -> State {
-        if *self.shared.phase.borrow() == Phase::Draining {
+        if *self.shared.phase.borrow() != Phase::Running {
             return State::Draining;
         }
         match self.shared.ready.load(Ordering::Relaxed) {
@@ -101,6 +101,11 @@ impl Collect for Process {
     /// What is not counted but simply so.
     fn collect(&self, out: &mut Text) {
         crate::telemetry::metrics::backends::Backends(|| self.backends()).collect(out);
+        if let Some(count) = crate::sys::malloc::allocations() {
+            let name = "weft_memory_allocations_total";
+            out.family(name, Kind::Counter, "Allocations made by the process.");
+            out.sample(name, Labels::default().as_str(), count);
+        }
         let Some(live) = &self.shared.identity else { return };
         let name = "weft_cert_expiration_timestamp_seconds";
         out.family(name, Kind::Gauge, "When the proxy's certificate ends.");

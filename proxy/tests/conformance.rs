@@ -29,7 +29,10 @@ fn inbound(files: Option<&Files>, app: SocketAddr, mode: &str, protocol: &str) -
 }
 
 fn judge(report: &tools::Report) {
-    println!("{} executed, {} passed, {} skipped, {} failed", report.executed, report.passed, report.skipped, report.failed);
+    println!(
+        "{} executed, {} passed, {} skipped, {} failed",
+        report.executed, report.passed, report.skipped, report.failed
+    );
     assert_eq!((report.executed, report.failed, report.skipped), (H2SPEC_CASES, 0, 0), "{}", report.text);
 }
 

@@ -33,6 +33,7 @@ use crate::verify::PeerIdentity;
 pub use flusher::{Flusher, Stats};
 use handshake::Opened;
 use inner::Inner;
+pub use inner::Refusal;
 use session::Session;
 
 pub struct MeshStream {
@@ -127,6 +128,11 @@ impl MeshStream {
     /// Makes the close that follows a reset, so that the peer cannot take a break for an end.
     pub fn reset_on_close(&self) {
         let _ = self.inner.borrow().tcp.set_zero_linger();
+    }
+
+    /// Outlives the stream. A client asks it when its first request fails.
+    pub fn refusal(&self) -> Refusal {
+        self.inner.borrow().refusal.clone()
     }
 
     pub fn taking(&self) -> Taking {

@@ -6,7 +6,7 @@
 pub enum Rejected {
     /// Plaintext where only mesh TLS may come in.
     Plaintext,
-    /// The mesh handshake failed; `weft_tls_handshake_failures_total` says why.
+    /// The mesh handshake failed; `weft_tls_handshake_failed_total` says why.
     Handshake,
     /// There is no identity to do a handshake with.
     NoIdentity,
@@ -42,7 +42,7 @@ pub fn rejected(reason: Rejected) {
 
 pub fn handshake_failed(reason: weft_tls::Reason) {
     rejected(Rejected::Handshake);
-    metrics::counter!("weft_tls_handshake_failures_total", "reason" => reason.as_str()).increment(1);
+    metrics::counter!("weft_tls_handshake_failed_total", "side" => "server", "reason" => reason.as_str()).increment(1);
 }
 
 /// The system had no descriptor or no memory for one more connection.

@@ -9,7 +9,7 @@ use super::body::replay::Replayable;
 use super::exchange::{Body, BodyError, Head, Reply, Request};
 use super::flight::{Flight, Held};
 use super::hyper_driver::SendFailed;
-use super::normalise::ATTEMPT_COUNT;
+use super::normalise::{ATTEMPT_COUNT, SPOKEN};
 use super::reject::GRPC_STATUS;
 use crate::telemetry::record::Attempt;
 use crate::upstream::dial::Inside;
@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 use weft_policy::backend::{self, Backend};
 use weft_policy::breaker::RequestPermit;
 use weft_policy::budget::{self, Refused};
+use weft_policy::endpoint::Endpoint;
+use weft_policy::mtls::UpstreamTls;
 use weft_policy::outlier::Signal;
 use weft_policy::reason::Reason;
 use weft_policy::retry::{self, Decision, Outcome};
@@ -54,7 +56,7 @@ pub struct Failed {
 pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -> Result<(Reply, Held), Failed> {
     let (worker, backend) = (plan.worker, &plan.backend);
     let fail = |reason, retried: u32| Failed { reason, retried: retried > 0 };
-    let replay = (!body.is_empty()).then(|| Replayable::new(body, stall_limit(&head, plan)));
+    let replay = (!body.is_empty()).then(|| Replayable::new(body, stall_limit(&head, plan), plan.idle.is_some()));
     backend.budget.deposit(Instant::now());
     let permit = RequestPermit::take(backend).ok_or(fail(Reason::Overflow, 0))?;
     let mut head = Some(head);
@@ -66,10 +68,18 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
         let Some(mut this_head) = head.take() else { return Err(fail(Reason::Internal, retried)) };
         this_head.fields.0.insert(ATTEMPT_COUNT, HeaderValue::from(retried + 1));
         let avoid: &[usize] = if plan.retry.avoid_previous_hosts { &tried } else { &[] };
-        let mut attempt = OneAttempt { head: None, picked: None };
+        let mut attempt = OneAttempt { head: None, picked: None, span: span_of(worker) };
         let started = Instant::now();
         let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);
-        let sent = limit.run(once(plan, flight, this_head, replay.as_ref(), avoid, retried, &mut attempt)).await;
+        let trying = limit.run(once(plan, flight, this_head, replay.as_ref(), avoid, retried, &mut attempt));
+        let sent = match plan.idle {
+            None => trying.await,
+            Some(idle) => tokio::select! {
+                biased;
+                sent = trying => sent,
+                () = quiet(idle, started, replay.as_ref()) => Err(Reason::StreamIdle),
+            },
+        };
         drop(retrying.take());
         head = attempt.head;
         let mut picked = attempt.picked;
@@ -90,12 +100,12 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
                 }
                 (outcome_of(failed), Some(failed.reason), signal_of(failed.reason))
             }
-            Err(Reason::RequestTimeout) => {
+            Err(reason @ (Reason::RequestTimeout | Reason::StreamIdle)) => {
                 if let Some(picked) = &mut picked {
                     picked.tell(Signal::Timeout, ended);
-                    note_attempt(flight, picked, started, ended, None, true);
+                    note_attempt(flight, picked, attempt.span, started, ended, None, true);
                 }
-                return Err(fail(Reason::RequestTimeout, retried));
+                return Err(fail(*reason, retried));
             }
             Err(reason) => (Outcome::PerTryTimeout, Some(*reason), Signal::Timeout),
         };
@@ -120,7 +130,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
                 _ => None,
             };
             let secured = !matches!(&sent, Ok(Ok((_, lease))) if !lease.secured);
-            note_attempt(flight, picked, started, ended, status, secured);
+            note_attempt(flight, picked, attempt.span, started, ended, status, secured);
         }
         let wants = match plan.leaving && reason.is_none() {
             true => Decision::No,
@@ -186,6 +196,8 @@ struct OneAttempt {
     /// The head, where another attempt could need it.
     head: Option<Head>,
     picked: Option<Picked>,
+    /// Its client span: what the next hop names as its parent, and what is reported.
+    span: [u8; 8],
 }
 
 async fn once(
@@ -204,7 +216,8 @@ async fn once(
     };
     let endpoint = picked.endpoint.clone();
     left.picked = Some(picked);
-    let inside = inside(plan, flight, &endpoint);
+    let mesh = is_mesh(plan, &endpoint);
+    let inside = inside(plan, flight, mesh);
     // Until it is sent, the head is there for the next attempt; behind a copy where even then it may be needed again.
     left.head = Some(head);
     let leased = lease(plan.worker, &plan.backend, &endpoint, inside, &plan.conn.listener.limits).await;
@@ -215,7 +228,11 @@ async fn once(
     if again && retried < plan.retry.attempts {
         left.head = Some(head.clone());
     }
-    flight.record.trace.inject(&mut head.fields, span_of(plan.worker), plan.worker.shared.b3());
+    flight.record.trace.inject(&mut head.fields, left.span, plan.worker.shared.b3());
+    // A sidecar is told; no other server would know the word.
+    if mesh && plan.http2 {
+        head.fields.0.insert(SPOKEN, HeaderValue::from_static("1"));
+    }
     let body = replay.map_or_else(Body::empty, Replayable::attempt);
     let reply = lease.sender.send(Request { head, body }, plan.leaving).await?;
     Ok((reply, lease))
@@ -225,15 +242,18 @@ fn span_of(worker: &Worker) -> [u8; 8] {
     (worker.random() | 1).to_be_bytes()
 }
 
-/// What travels to this endpoint: HTTP/2 in the mesh, and otherwise what the app spoke, unless the backend says.
-fn inside(plan: &Plan<'_>, flight: &Flight, endpoint: &weft_policy::endpoint::Endpoint) -> Inside {
-    let config = plan.backend.config.load();
-    let mesh = match &config.tls {
-        weft_policy::mtls::UpstreamTls::Auto => endpoint.identity.is_some(),
-        weft_policy::mtls::UpstreamTls::Mesh(_) => true,
+/// Whether a sidecar answers there.
+fn is_mesh(plan: &Plan<'_>, endpoint: &Endpoint) -> bool {
+    match &plan.backend.config.load().tls {
+        UpstreamTls::Auto => endpoint.identity.is_some(),
+        UpstreamTls::Mesh(_) => true,
         _ => false,
-    };
-    match config.http {
+    }
+}
+
+/// What travels to this endpoint: HTTP/2 in the mesh, and otherwise what the app spoke, unless the backend says.
+fn inside(plan: &Plan<'_>, flight: &Flight, mesh: bool) -> Inside {
+    match plan.backend.config.load().http {
         _ if plan.leaving => Inside::Http1,
         backend::Http::Http1 => Inside::Http1,
         backend::Http::Http2 => Inside::Http2,
@@ -280,12 +300,12 @@ fn signal_of(reason: Reason) -> Signal {
 fn note_attempt(
     flight: &mut Flight,
     picked: &Picked,
+    span: [u8; 8],
     started: Instant,
     ended: Instant,
     status: Option<http::StatusCode>,
     tls: bool,
 ) {
-    let span = span_of(&flight.worker);
     let endpoint = picked.endpoint.clone();
     flight.record.attempts.push(Attempt { endpoint, started, ended, status, span, tls });
 }
@@ -319,6 +339,17 @@ impl Limit {
             Limit::None => Ok(future.await),
             Limit::At(at, reason) => tokio::time::timeout_at(at.into(), future).await.map_err(|_| reason),
         }
+    }
+}
+
+/// Ends when nothing has come from either side for the route's idle limit.
+async fn quiet(idle: Duration, started: Instant, replay: Option<&Replayable>) {
+    loop {
+        let due = replay.and_then(Replayable::last).map_or(started, |at| at.max(started)) + idle;
+        if Instant::now() >= due {
+            return;
+        }
+        sleep_until(due).await;
     }
 }
 

@@ -38,6 +38,7 @@ impl Flight {
             (false, true) => Proto::Http2,
             (false, false) => Proto::Http1,
         };
+        worker.recorder.request_started(conn.listener.role);
         let trace = Trace::start(&head.fields, || worker.random(), worker.shared.sampling());
         Self {
             worker: worker.clone(),
@@ -209,7 +210,8 @@ impl Watch for Finish {
 
     fn poll_limit(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let Some(held) = &mut self.held else { return Poll::Pending };
-        let quiet = held.idle.map(|idle| held.last + idle);
+        let sent = held.replay.as_ref().and_then(Replayable::last);
+        let quiet = held.idle.map(|idle| sent.map_or(held.last, |at| at.max(held.last)) + idle);
         let Some(due) = [held.deadline, quiet].into_iter().flatten().min() else { return Poll::Pending };
         loop {
             let timer = held.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));

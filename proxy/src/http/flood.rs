@@ -5,8 +5,8 @@
 //! frame's head are looked at.
 
 use super::stall::Link;
-use std::io;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -97,7 +97,8 @@ impl<T> Guard<T> {
             bytes = &bytes[take..];
             if self.have == 9 {
                 self.have = 0;
-                self.skip = usize::from(self.head[0]) << 16 | usize::from(self.head[1]) << 8 | usize::from(self.head[2]);
+                self.skip =
+                    usize::from(self.head[0]) << 16 | usize::from(self.head[1]) << 8 | usize::from(self.head[2]);
                 if let Some(kind) = self.frame() {
                     return Some(kind);
                 }

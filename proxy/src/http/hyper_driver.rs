@@ -6,10 +6,11 @@
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
 use super::stall::{Link, Offered, Streams};
-use crate::worker::Worker;
+use crate::worker::{Phase, Worker};
 use bytes::Bytes;
-use http::Version;
-use http::uri::PathAndQuery;
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Version};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn as client;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use weft_policy::listener::Limits;
 use weft_policy::reason::Reason;
-use weft_tls::MeshStream;
+use weft_tls::{MeshStream, Refusal};
 
 /// A body as the codec delivers it.
 pub struct Wire(Incoming);
@@ -140,11 +141,11 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
     let gate = Gate::new(io, control.clone(), *limits);
     let service = {
         let (service, control, tunnel) = (Rc::new(service), control.clone(), tunnel.clone());
+        let ending = worker.ending.clone();
         hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-            let (control, tunnel) = (control.clone(), tunnel.clone());
-            let leaving = request.method() == http::Method::CONNECT
-                || (request.headers().contains_key(http::header::UPGRADE)
-                    && request.headers().contains_key(http::header::CONNECTION));
+            let (control, tunnel, ending) = (control.clone(), tunnel.clone(), ending.clone());
+            let leaving =
+                request.method() == http::Method::CONNECT || super::normalise::wants_upgrade(request.headers());
             let served = service.clone().serve(take_request(request));
             async move {
                 let Served::Reply(mut reply) = served.await else { return Err(CutError) };
@@ -156,6 +157,9 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
                         reply.fields.0.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
                     }
                     *tunnel.borrow_mut() = upgrade;
+                } else if ending.phase() != Phase::Running {
+                    // The client takes its next request elsewhere. Closing without a word would race with that request.
+                    reply.fields.0.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
                 }
                 Ok(give_reply(*reply, |body| body))
             }
@@ -170,12 +174,15 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
     let mut told = false;
     let mut ticket = worker.ending.register();
     let _ = poll_fn(|cx| {
-        if ticket.poll(cx) && !told {
+        // The gate does not let it shut the socket down: there may be more to say, or a tunnel to make of it.
+        let polled = Pin::new(&mut connection).poll(cx);
+        if polled.is_pending() && ticket.poll(cx) >= Phase::Ending && !told {
+            // Polled first, so that a request whose bytes are here already is still served.
             told = true;
             Pin::new(&mut connection).graceful_shutdown();
+            return Pin::new(&mut connection).poll(cx);
         }
-        // The gate does not let it shut the socket down: there may be more to say, or a tunnel to make of it.
-        Pin::new(&mut connection).poll(cx)
+        polled
     })
     .await;
     let parts = connection.into_parts();
@@ -215,7 +222,9 @@ pub async fn serve_http2<S: Serve + 'static>(
         let offers = offers.clone();
         async move {
             match served.await {
-                Served::Reply(reply) => Ok::<hyper::Response<Offered>, _>(give_reply(*reply, |body| offers.offer(body))),
+                Served::Reply(reply) => {
+                    Ok::<hyper::Response<Offered>, _>(give_reply(*reply, |body| offers.offer(body)))
+                }
                 Served::Cut => Err(CutError),
             }
         }
@@ -227,7 +236,7 @@ pub async fn serve_http2<S: Serve + 'static>(
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-                        .max_concurrent_streams(limits.max_streams)
+            .max_concurrent_streams(limits.max_streams)
             .max_header_list_size(limits.header_bytes)
             .max_send_buf_size(SEND_BUFFER)
             .max_pending_accept_reset_streams(50 * patience as usize)
@@ -238,8 +247,11 @@ pub async fn serve_http2<S: Serve + 'static>(
     );
     let mut told = false;
     let mut ticket = worker.ending.register();
+    // Its goodbye takes every request that comes before the peer has heard it. A late connection gets its own only at the
+    // end: a peer that has just moved here because of a goodbye would go round in circles.
+    let goodbye = if ticket.late { Phase::Ending } else { Phase::Draining };
     poll_fn(|cx| {
-        if ticket.poll(cx) && !told {
+        if ticket.poll(cx) >= goodbye && !told {
             told = true;
             connection.as_mut().graceful_shutdown();
         }
@@ -252,13 +264,14 @@ pub async fn serve_http2<S: Serve + 'static>(
 #[derive(Clone)]
 pub enum Sender {
     Http1(Rc<RefCell<Http1>>),
-    Http2 { sender: client::http2::SendRequest<Body>, max_streams: Rc<Cell<usize>> },
+    Http2 { sender: client::http2::SendRequest<Body>, max_streams: Rc<Cell<usize>>, refusal: Refusal },
 }
 
 pub struct Http1 {
     sender: client::http1::SendRequest<Body>,
     /// Where the connection goes if it leaves HTTP.
     leave: Rc<RefCell<Option<oneshot::Sender<Tunnel>>>>,
+    refusal: Refusal,
 }
 
 /// Why an attempt got no response head.
@@ -278,17 +291,20 @@ impl SendFailed {
 
 /// HTTP/1 towards an endpoint. `closed` runs when the connection has ended.
 pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
+    let refusal = io.refusal();
     let (sender, mut connection) = client::http1::Builder::new()
         .max_headers(limits.header_count.max(128) as usize)
         .max_buf_size(limits.header_bytes.max(64 * 1024) as usize + 64 * 1024)
         .handshake::<_, Body>(TokioIo::new(io))
         .await
         .map_err(|_| Reason::ConnectFailed)?;
+    let told = refusal.clone();
     let leave: Rc<RefCell<Option<oneshot::Sender<Tunnel>>>> = Rc::default();
     let left = leave.clone();
     tokio::task::spawn_local(async move {
         let ended = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
         closed();
+        tell_refused(&told);
         let parts = connection.into_parts();
         let mut io = parts.io.into_inner();
         let leave = left.borrow_mut().take();
@@ -301,11 +317,12 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
             }
         }
     });
-    Ok(Sender::Http1(Rc::new(RefCell::new(Http1 { sender, leave }))))
+    Ok(Sender::Http1(Rc::new(RefCell::new(Http1 { sender, leave, refusal }))))
 }
 
 /// HTTP/2 towards an endpoint.
 pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
+    let refusal = io.refusal();
     let (sender, mut connection) = client::http2::Builder::new(Local)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -320,7 +337,7 @@ pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce(
         .await
         .map_err(|_| Reason::ConnectFailed)?;
     let max_streams = Rc::new(Cell::new(100));
-    let known = max_streams.clone();
+    let (known, told) = (max_streams.clone(), refusal.clone());
     tokio::task::spawn_local(async move {
         let _ = poll_fn(|cx| {
             let polled = Pin::new(&mut connection).poll(cx);
@@ -329,8 +346,16 @@ pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce(
         })
         .await;
         closed();
+        tell_refused(&told);
     });
-    Ok(Sender::Http2 { sender, max_streams })
+    Ok(Sender::Http2 { sender, max_streams, refusal })
+}
+
+/// Under TLS 1.3 a client learns after its own handshake that its certificate was refused.
+fn tell_refused(refusal: &Refusal) {
+    if let Some(reason) = refusal.get() {
+        crate::upstream::dial::handshake_failed(reason);
+    }
 }
 
 impl Sender {
@@ -354,6 +379,13 @@ impl Sender {
         }
     }
 
+    fn refusal(&self) -> Refusal {
+        match self {
+            Sender::Http1(one) => one.borrow().refusal.clone(),
+            Sender::Http2 { refusal, .. } => refusal.clone(),
+        }
+    }
+
     /// Waits until the codec takes a request: an idle HTTP/1 connection may still be finishing its last.
     pub async fn ready(&mut self) -> bool {
         match self {
@@ -365,6 +397,7 @@ impl Sender {
     /// Sends a request and waits for the response head.
     pub async fn send(&mut self, request: Request, leaving: bool) -> Result<Reply, SendFailed> {
         let mut upgrade = None;
+        let connect = request.head.method == http::Method::CONNECT;
         let sent = match self {
             Sender::Http1(one) => {
                 let mut one = one.borrow_mut();
@@ -380,6 +413,7 @@ impl Sender {
             }
             Sender::Http2 { sender, .. } => Sending::Two(sender.try_send_request(give_request(request, true))),
         };
+        let refusal = self.refusal();
         let answered = match sent {
             Sending::One(sending) => sending.await,
             Sending::Two(sending) => sending.await,
@@ -388,7 +422,7 @@ impl Sender {
             Ok(response) => {
                 let (parts, incoming) = response.into_parts();
                 let left =
-                    parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (leaving && parts.status.is_success());
+                    parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
                 let framing = &parts.headers;
                 if framing.contains_key(http::header::TRANSFER_ENCODING)
                     && framing.contains_key(http::header::CONTENT_LENGTH)
@@ -408,7 +442,10 @@ impl Sender {
             }
             Err(mut failed) => {
                 let unsent = failed.take_message();
-                let (reason, unprocessed) = why(failed.error());
+                let (reason, unprocessed) = match refusal.get() {
+                    Some(_) => (Reason::TlsFailed, true),
+                    None => why(failed.error()),
+                };
                 Err(SendFailed {
                     reason,
                     unprocessed: unprocessed || unsent.is_some(),
@@ -425,7 +462,12 @@ enum Sending<A, B> {
 }
 
 fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
-    let Head { method, authority, path, fields, asterisk, .. } = request.head;
+    let Head { method, authority, path, mut fields, asterisk, .. } = request.head;
+    // HTTP/2 has it in the target, where there is one.
+    if !http2 || asterisk {
+        let host = authority.as_ref().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
+        fields.0.insert(HOST, host.unwrap_or(HeaderValue::from_static("")));
+    }
     let connect = method == http::Method::CONNECT;
     let mut message = hyper::Request::new(request.body);
     let mut uri = http::uri::Parts::default();
@@ -447,15 +489,16 @@ fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
 }
 
 fn take_back(message: hyper::Request<Body>) -> Request {
-    let (parts, body) = message.into_parts();
+    let (mut parts, body) = message.into_parts();
     let uri = parts.uri.into_parts();
     let path = uri.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    let host = parts.headers.remove(HOST).and_then(|v| Authority::try_from(v.as_bytes()).ok());
     Request {
         head: Head {
             asterisk: path.as_str() == "*",
             method: parts.method,
             version: parts.version,
-            authority: uri.authority,
+            authority: uri.authority.or(host),
             path,
             fields: FieldMap(parts.headers),
         },

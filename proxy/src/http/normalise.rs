@@ -39,7 +39,7 @@ pub fn request(head: &mut Head, trusted: bool) -> Result<Asked, Reason> {
     let mut asked = Asked { http2: head.version == Version::HTTP_2, ..Asked::default() };
     asked.leaving = head.method == Method::CONNECT;
     if head.version != Version::HTTP_2 {
-        asked.upgrade = wanted_upgrade(&head.fields.0);
+        asked.upgrade = wanted_upgrade(&head.fields.0).cloned();
         asked.leaving |= asked.upgrade.is_some();
     }
     if trusted && head.fields.0.remove(SPOKEN).is_some() {
@@ -119,11 +119,15 @@ fn target(head: &mut Head) -> Result<(), Reason> {
 }
 
 /// The protocol a request wants to go on with. `h2c` is not one: nobody who means it needs the upgrade dance here.
-fn wanted_upgrade(fields: &HeaderMap) -> Option<HeaderValue> {
+fn wanted_upgrade(fields: &HeaderMap) -> Option<&HeaderValue> {
     let upgrade = fields.get(UPGRADE)?;
     let nominated = fields.get_all(CONNECTION).iter().any(|v| nominates(v, b"upgrade"));
     let h2c = upgrade.as_bytes().get(..3).is_some_and(|v| v.eq_ignore_ascii_case(b"h2c"));
-    (nominated && !h2c).then(|| upgrade.clone())
+    (nominated && !h2c).then_some(upgrade)
+}
+
+pub fn wants_upgrade(fields: &HeaderMap) -> bool {
+    wanted_upgrade(fields).is_some()
 }
 
 fn nominates(value: &HeaderValue, name: &[u8]) -> bool {

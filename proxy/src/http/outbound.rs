@@ -36,7 +36,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Ok(asked) => asked,
         Err(reason) => return flight.reject(reason, false),
     };
-    identify(&worker, &mut flight, &mut request.head);
+    flight.record.authority = request.head.authority.clone();
+    identify(&worker, &conn, &mut flight, &mut request.head);
 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
     let host = host_of(&request.head);
@@ -108,9 +109,6 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         let vars = vars(&conn, &flight, authority.as_ref().map_or("", |a| a.as_str()), &original);
         headers.apply(&mut request.head.fields, &vars);
     }
-    if asked.http2 {
-        request.head.fields.0.insert(normalise::SPOKEN, HeaderValue::from_static("1"));
-    }
     if let Some(upgrade) = &asked.upgrade {
         request.head.fields.0.insert(http::header::UPGRADE, upgrade.clone());
         request.head.fields.0.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -160,8 +158,12 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     flight.answer(reply, Some(held))
 }
 
-/// Request id and scheme, as the apps of a mesh expect them.
-pub fn identify(worker: &Worker, flight: &mut Flight, head: &mut Head) {
+/// Host, request id and scheme, as the apps of a mesh expect them.
+pub fn identify(worker: &Worker, conn: &Conn, flight: &mut Flight, head: &mut Head) {
+    // HTTP/1.0 may leave the Host out; the next hop speaks a version that may not.
+    if head.authority.is_none() {
+        head.authority = conn.destination.to_string().parse().ok();
+    }
     let fields = &mut head.fields.0;
     let id = match fields.get(REQUEST_ID) {
         Some(id) => id.clone(),

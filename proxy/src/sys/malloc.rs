@@ -20,6 +20,20 @@ pub static MALLOC_CONF: Option<&'static c_char> = Some(unsafe {
     &*(SETTINGS.as_ptr().cast::<c_char>())
 });
 
+/// Allocations made since the process started. Threads keep the newest of theirs to themselves for a while, so differences
+/// are only exact over many.
+pub fn allocations() -> Option<u64> {
+    tikv_jemalloc_ctl::epoch::advance().ok()?;
+    // All arenas merged (4096), small and large.
+    let counts = [&b"stats.arenas.4096.small.nmalloc\0"[..], &b"stats.arenas.4096.large.nmalloc\0"[..]];
+    let mut sum = 0;
+    for name in counts {
+        // Safety: both names are documented as uint64_t and end with a zero byte.
+        sum += unsafe { tikv_jemalloc_ctl::raw::read::<u64>(name) }.ok()?;
+    }
+    Some(sum)
+}
+
 /// Bytes that are allocated now.
 pub fn allocated() -> Option<usize> {
     tikv_jemalloc_ctl::epoch::advance().ok()?;
@@ -30,7 +44,7 @@ pub fn allocated() -> Option<usize> {
 mod tests {
     #[test]
     fn settings_are_the_compiled_ones() {
-        assert!(tikv_jemalloc_ctl::opt::background_thread::read().unwrap());
+        assert!(tikv_jemalloc_ctl::background_thread::read().unwrap());
         assert_eq!(tikv_jemalloc_ctl::opt::narenas::read().unwrap(), 4);
     }
 }

@@ -21,6 +21,7 @@ use weft_policy::backend::Backend;
 use weft_policy::breaker::{ConnectionPermit, PendingPermit};
 use weft_policy::endpoint::Endpoint;
 use weft_policy::listener::Limits;
+use weft_policy::mtls::UpstreamTls;
 use weft_policy::reason::Reason;
 
 /// Streams on one HTTP/2 connection, whatever the peer allows: past this a second connection shares better than it costs.
@@ -42,6 +43,8 @@ struct Key {
 struct Pool {
     backend: Arc<Backend>,
     endpoint: Arc<Endpoint>,
+    /// What its connections were secured as.
+    tls: UpstreamTls,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Shared>>>,
     /// A connection that many may wait for is being made.
@@ -145,8 +148,11 @@ impl Pool {
 
     fn take_shared(&self) -> Option<Rc<Shared>> {
         let shared = self.shared.borrow();
-        let free =
-            |s: &&Rc<Shared>| !s.retired.get() && s.in_flight.get() < s.sender.borrow().max_streams().min(STREAMS);
+        // A connection that has heard goodbye is closed to new streams while its last ones go on.
+        let free = |s: &&Rc<Shared>| {
+            let sender = s.sender.borrow();
+            !s.retired.get() && !sender.is_closed() && s.in_flight.get() < sender.max_streams().min(STREAMS)
+        };
         shared.iter().find(free).cloned()
     }
 
@@ -160,19 +166,25 @@ impl Pool {
 impl Pools {
     fn pool(&self, backend: &Arc<Backend>, endpoint: &Arc<Endpoint>, inside: Inside) -> Rc<Pool> {
         let key = Key { endpoint: Arc::as_ptr(endpoint) as usize, inside };
+        let config = backend.config.load();
         let mut pools = self.pools.borrow_mut();
-        let pool = pools.entry(key).or_insert_with(|| {
-            Rc::new(Pool {
-                backend: backend.clone(),
-                endpoint: endpoint.clone(),
-                idle: RefCell::default(),
-                shared: RefCell::default(),
-                dialling: Cell::new(false),
-                waiters: RefCell::default(),
-                open: Rc::default(),
-            })
+        if let Some(pool) = pools.get(&key).filter(|pool| pool.tls == config.tls) {
+            return pool.clone();
+        }
+        // Nothing travels on connections that were secured otherwise than configured now: those of a pool that is replaced
+        // here end with the requests they carry.
+        let pool = Rc::new(Pool {
+            backend: backend.clone(),
+            endpoint: endpoint.clone(),
+            tls: config.tls.clone(),
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            dialling: Cell::new(false),
+            waiters: RefCell::default(),
+            open: Rc::default(),
         });
-        pool.clone()
+        pools.insert(key, pool.clone());
+        pool
     }
 
     /// Connections open towards an endpoint, for the admin's eyes.
