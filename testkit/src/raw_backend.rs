@@ -31,6 +31,8 @@ impl TcpPeer {
                 let Ok((stream, _)) = listener.accept() else { continue };
                 let n = count.fetch_add(1, Ordering::SeqCst) + 1;
                 let _ = stream.set_nodelay(true);
+                // Inherited from the listener.
+                let _ = stream.set_read_timeout(None);
                 let f = Arc::clone(&f);
                 std::thread::spawn(move || f(stream, n));
             }

@@ -168,7 +168,8 @@ enum End {
     Broken,
 }
 
-/// Copies until both directions have ended. Where one broke, both connections are closed by reset.
+/// Copies until both directions have ended. Where one broke, both connections are closed by reset, at once: a side that waits
+/// for the other would never hear of it.
 async fn copy(ends: Ends<'_>, buffers: &Buffers, forth: &Cell<u64>, back: &Cell<u64>) {
     let Ends { near, far } = ends;
     let mut there = Flow::default();
@@ -177,7 +178,7 @@ async fn copy(ends: Ends<'_>, buffers: &Buffers, forth: &Cell<u64>, back: &Cell<
     poll_fn(|cx| {
         broken |= there.poll(cx, near, far, buffers, forth) == Poll::Ready(End::Broken);
         broken |= here.poll(cx, far, near, buffers, back) == Poll::Ready(End::Broken);
-        if there.done && here.done { Poll::Ready(()) } else { Poll::Pending }
+        if broken || (there.done && here.done) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
     if broken {
