@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use weft_policy::listener::Limits;
 use weft_policy::reason::Reason;
-use weft_tls::MeshStream;
+use weft_tls::{Ear, MeshStream};
 
 /// A body as the codec delivers it.
 pub struct Wire(Incoming);
@@ -136,11 +136,13 @@ fn give_reply(reply: Reply) -> hyper::Response<Body> {
 pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
     let control = Rc::new(Control::default());
     let tunnel: Rc<RefCell<Option<Upgrade>>> = Rc::default();
+    let mut absent = Absent { ear: io.ear(), patience: None };
     let gate = Gate::new(io, control.clone(), *limits);
     let service = {
         let (service, control, tunnel) = (Rc::new(service), control.clone(), tunnel.clone());
         hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             let (control, tunnel) = (control.clone(), tunnel.clone());
+            control.asked();
             let leaving =
                 request.method() == http::Method::CONNECT || super::normalise::wants_upgrade(request.headers());
             let served = service.clone().serve(take_request(request));
@@ -167,15 +169,21 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         .serve_connection(TokioIo::new(gate), service);
     let mut told = false;
     let mut ticket = worker.ending.register();
-    let _ = poll_fn(|cx| {
+    let broken = poll_fn(|cx| {
         if ticket.poll(cx) && !told {
             told = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
         // The gate does not let it shut the socket down: there may be more to say, or a tunnel to make of it.
-        Pin::new(&mut connection).poll(cx)
+        if Pin::new(&mut connection).poll(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        if control.is_busy() { absent.poll(cx, &control).map(|()| true) } else { Poll::Pending }
     })
     .await;
+    if broken {
+        return;
+    }
     let parts = connection.into_parts();
     let mut io = parts.io.into_inner().into_inner();
     let upgrade = tunnel.borrow_mut().take();
@@ -191,6 +199,36 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         super::reject::linger(&mut io).await;
     }
     let _ = io.shutdown().await;
+}
+
+/// A client that owes nothing more may close its direction and still wait for its answer; so the codec does not read while
+/// it owes one, and would not see that nobody is there any more. This does: at once when the connection breaks, and after a
+/// while when it was half closed, which is how most clients that gave up look.
+struct Absent {
+    ear: Ear,
+    patience: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Absent {
+    /// Without a byte of an answer.
+    const PATIENCE: Duration = Duration::from_secs(15);
+
+    fn poll(&mut self, cx: &mut Context<'_>, control: &Control) -> Poll<()> {
+        if self.ear.poll_broken(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !self.ear.has_ended() {
+            return Poll::Pending;
+        }
+        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(Self::PATIENCE)));
+        while patience.as_mut().poll(cx).is_ready() {
+            if !control.take_wrote() {
+                return Poll::Ready(());
+            }
+            patience.as_mut().reset(tokio::time::Instant::now() + Self::PATIENCE);
+        }
+        Poll::Pending
+    }
 }
 
 /// Serves HTTP/2 on a connection until it ends.

@@ -163,6 +163,7 @@ pub fn identify(worker: &Worker, conn: &Conn, flight: &mut Flight, head: &mut He
     if head.authority.is_none() {
         head.authority = conn.destination.to_string().parse().ok();
     }
+    flight.record.authority = head.authority.clone();
     let fields = &mut head.fields.0;
     let id = match fields.get(REQUEST_ID) {
         Some(id) => id.clone(),
