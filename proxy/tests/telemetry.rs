@@ -308,14 +308,14 @@ fn each_request_is_told_once() {
             let reset = of("/reset")[0];
             assert_eq!(reset["status"], 503, "{reset}");
             let cut = of("/cut")[0];
-            assert_eq!((cut["status"].as_u64(), cut["reason"].as_str()), (Some(200), Some("upstream_broken")), "{cut}");
+            assert_eq!((cut["status"].as_u64(), cut["reason"].as_str()), (Some(200), Some("upstream_broke_off")), "{cut}");
             let hangs = of("/hang");
             assert_eq!(hangs.len(), 3, "{hangs:?}");
             for hang in hangs {
-                assert_eq!((hang["status"].as_u64(), hang["reason"].as_str()), (Some(499), Some("client_gone")), "{hang}");
+                assert_eq!((hang["status"].as_u64(), hang["reason"].as_str()), (Some(499), Some("downstream_remote_disconnect")), "{hang}");
             }
             let forever = of("/forever")[0];
-            assert_eq!((forever["status"].as_u64(), forever["reason"].as_str()), (Some(200), Some("client_gone")), "{forever}");
+            assert_eq!((forever["status"].as_u64(), forever["reason"].as_str()), (Some(200), Some("downstream_remote_disconnect")), "{forever}");
             assert!(forever["response_bytes"].as_u64() > Some(4), "{forever}");
             let grpc = of("/t.S/M")[0];
             assert_eq!((grpc["protocol"].as_str(), grpc["grpc_status"].as_u64(), grpc["status"].as_u64()), (Some("grpc"), Some(5), Some(200)), "{grpc}");
