@@ -8,8 +8,8 @@ def weft(c):
     tls = c.tls_up or c.tls_down
     identity = f"""
 identity: {{certificate: {c.cert}, key: {c.key}, trust: [{{roots: [{c.ca}]}}]}}""" if tls else ""
-    inbound = f"""
-  app: 127.0.0.1:{c.upstream}
+    app = f"\n  app: 127.0.0.1:{c.upstream}" if c.tcp else ""
+    inbound = f"""{app}
   mtls: strict
   clients: {{ids: [spiffe://cluster.local/ns/default/sa/client]}}""" if c.tls_down else ""
     to = "" if c.tls_down and c.tcp else "\n  to: backend"

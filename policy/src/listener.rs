@@ -109,8 +109,10 @@ pub struct Limits {
     pub idle: Duration,
     pub max_connections: u32,
     pub max_streams: u32,
-    /// How long a drain waits for what is in flight.
+    /// How long a drain waits for what is in flight, from its beginning.
     pub drain: Duration,
+    /// How much of that new connections are still taken: peers learn of a goodbye later than it is said.
+    pub drain_delay: Duration,
 }
 
 impl Default for Limits {
@@ -127,6 +129,7 @@ impl Default for Limits {
             max_connections: 15_000,
             max_streams: 250,
             drain: Duration::from_secs(30),
+            drain_delay: Duration::from_secs(5),
         }
     }
 }
@@ -214,6 +217,7 @@ impl Limits {
                 max_connections: f.or("maxConnections", d.max_connections, |c| count(c, 1, 10_000_000)),
                 max_streams: f.or("maxStreams", d.max_streams, |c| count(c, 1, 100_000)),
                 drain: f.or("drain", d.drain, |c| c.duration()),
+                drain_delay: f.or("drainDelay", d.drain_delay, |c| c.duration()),
             })
         })
     }

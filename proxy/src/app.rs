@@ -8,8 +8,10 @@ use crate::config::{self, Controller};
 use crate::process::{LogFilter, Process};
 use crate::settings::{LogFormat, Settings};
 use crate::telemetry::Hub;
+use crate::telemetry::access_log::Log;
 use crate::worker::{Phase, Shared, Worker};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,18 +22,26 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
+use tokio::time::{Instant, sleep_until};
+use weft_policy::listener::Limits;
 
 /// Wrong use, or a file or an address that cannot be used.
 const UNUSABLE: u8 = 2;
 const CUT: u8 = 3;
-/// Beyond the workers' own limit for a drain, should one of them hang.
+/// How long the end of the process waits for its last log lines to be read.
+const LAST_LINES: Duration = Duration::from_millis(500);
+/// For what should take no time, should it hang.
 const GRACE: Duration = Duration::from_secs(5);
+/// For those who connected just before nobody listened any more, to send their request.
+const LAST_CALL: Duration = Duration::from_millis(250);
 
 pub fn main(settings: &Settings) -> ExitCode {
     if settings.validate {
         return settings.validate();
     }
-    let log = start_log(settings);
+    let lines = Log::to(Box::new(std::io::stderr()));
+    lines.start();
+    let log = start_log(settings, &lines);
     tell_panics();
     let files = crate::sys::limits::raise_open_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -42,7 +52,9 @@ pub fn main(settings: &Settings) -> ExitCode {
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), open_files = ?files, "weft-proxy");
-    LocalSet::new().block_on(&runtime, run(settings, log))
+    let code = LocalSet::new().block_on(&runtime, run(settings, log));
+    lines.settle(LAST_LINES);
+    code
 }
 
 async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
@@ -88,7 +100,7 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     });
     shared.telemetry.collect(process.clone());
     let admin = AdminState::new(shared.telemetry.clone(), process);
-    if let Err(why) = open_admin(settings.admin(&first), [first.readiness, first.metrics], admin).await {
+    if let Err(why) = open_admin(settings.admin(&first), [first.readiness, first.metrics], admin) {
         tracing::error!("{why}");
         return ExitCode::from(UNUSABLE);
     }
@@ -109,15 +121,24 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     };
     shared.ready.store(false, Ordering::Relaxed);
     tracing::info!(reason = why, "draining");
-    let limit = shared.snapshot.load().listeners().map(|l| l.limits.drain).max().unwrap_or_default() + GRACE;
-    phase.send_replace(Phase::Draining);
-
     // All senders gone: all workers ended.
-    let ended = async { while workers.recv().await.is_some() {} };
-    tokio::select! {
-        () = ended => {}
-        () = tokio::time::sleep(limit) => tracing::error!("a worker did not end in time"),
-        again = signals.next() => tracing::warn!(signal = again, "not waiting any longer"),
+    let mut ended = pin!(async { while workers.recv().await.is_some() {} });
+    let running = tokio::select! {
+        () = &mut ended => false,
+        () = drain(&phase, &shared) => true,
+        again = signals.next() => {
+            tracing::warn!(signal = again, "not waiting any longer");
+            true
+        }
+    };
+    if running {
+        phase.send_replace(Phase::Over);
+        if tokio::time::timeout(GRACE, ended).await.is_err() {
+            tracing::error!("a worker did not end in time");
+        }
+    }
+    if !shared.telemetry.log.settle(LAST_LINES) {
+        tracing::warn!("the access log's reader did not take its last lines");
     }
     match shared.cut.load(Ordering::Relaxed) {
         0 => {
@@ -131,6 +152,23 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     }
 }
 
+/// Leads the workers through a drain, up to the point where no more time is left.
+async fn drain(phase: &watch::Sender<Phase>, shared: &Shared) {
+    let began = Instant::now();
+    let (limit, delay) = {
+        let snapshot = shared.snapshot.load();
+        let longest =
+            |of: fn(&Limits) -> Duration| snapshot.listeners().map(|l| of(&l.limits)).max().unwrap_or_default();
+        (longest(|l| l.drain), longest(|l| l.drain_delay))
+    };
+    phase.send_replace(Phase::Draining);
+    sleep_until(began + delay.min(limit)).await;
+    phase.send_replace(Phase::Closed);
+    sleep_until(began + (delay + LAST_CALL).min(limit)).await;
+    phase.send_replace(Phase::Ending);
+    sleep_until(began + limit).await;
+}
+
 /// Each worker on a thread of its own. Ok once all of them listen; the channel closes when all of them have ended.
 async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Receiver<()>, String> {
     let (alive, workers) = mpsc::channel::<()>(1);
@@ -140,8 +178,8 @@ async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Recei
         thread::Builder::new()
             .name(format!("worker-{id}"))
             .spawn(move || {
+                let _ended = Ended(alive);
                 work(id, shared, tell);
-                drop(alive);
             })
             .map_err(|e| format!("worker {id} cannot be started: {e}"))?;
     }
@@ -149,6 +187,15 @@ async fn start_workers(count: usize, shared: &Arc<Shared>) -> Result<mpsc::Recei
         bound.recv().await.ok_or("a worker ended before it listened")??;
     }
     Ok(workers)
+}
+
+/// Tells that a worker ended, also when it panicked: the kernel must not go on handing connections to its siblings only.
+struct Ended(mpsc::Sender<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
+    }
 }
 
 fn work(id: usize, shared: Arc<Shared>, tell: mpsc::UnboundedSender<Result<(), String>>) {
@@ -219,18 +266,34 @@ impl Signals {
 }
 
 /// The admin interface, and its read-only part on further addresses.
-async fn open_admin(admin: SocketAddr, public: [Option<SocketAddr>; 2], state: Arc<AdminState>) -> Result<(), String> {
-    let bind = async |addr: SocketAddr, what: &str| {
-        TcpListener::bind(addr).await.map_err(|e| format!("{what} {addr} cannot be opened: {e}"))
+fn open_admin(admin: SocketAddr, public: [Option<SocketAddr>; 2], state: Arc<AdminState>) -> Result<(), String> {
+    let bind = |addr: SocketAddr, what: &str| {
+        // A successor of this process opens the same doors while this one drains.
+        let socket = crate::sys::sockopt::listen(addr).and_then(TcpListener::from_std);
+        socket.map_err(|e| format!("{what} {addr} cannot be opened: {e}"))
     };
-    tokio::task::spawn_local(admin::serve(bind(admin, "the admin address").await?, state.clone()));
+    tokio::task::spawn_local(admin::serve(bind(admin, "the admin address")?, state.clone()));
     for addr in public.into_iter().flatten() {
-        tokio::task::spawn_local(admin::serve_public(bind(addr, "the address").await?, state.clone()));
+        tokio::task::spawn_local(admin::serve_public(bind(addr, "the address")?, state.clone()));
     }
     Ok(())
 }
 
-fn start_log(settings: &Settings) -> LogFilter {
+/// Lines on their way to standard error: a reader that stalls costs lines, and never holds a worker up.
+struct Queue(Log);
+
+impl std::io::Write for Queue {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn start_log(settings: &Settings, queue: &Log) -> LogFilter {
     use tracing_subscriber::prelude::*;
     use tracing_subscriber::{EnvFilter, fmt, reload};
     let filter = EnvFilter::try_new(&settings.log).unwrap_or_else(|error| {
@@ -238,7 +301,8 @@ fn start_log(settings: &Settings) -> LogFilter {
         EnvFilter::new("info")
     });
     let (filter, handle) = reload::Layer::new(filter);
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let queue = queue.clone();
+    let lines = fmt::layer().with_writer(move || Queue(queue.clone()));
     let lines = match settings.log_format {
         LogFormat::Text => lines.with_ansi(false).boxed(),
         LogFormat::Json => lines.json().boxed(),

@@ -1,6 +1,7 @@
-//! How a worker's connections are told that a drain has begun, so that each can say goodbye in its own protocol: one waker per
-//! connection, touched once and never per request. What must end at once is cut by `accept::live`.
+//! How a worker's connections are told that a drain goes on, so that each can say goodbye in its own protocol: one waker per
+//! connection, touched once per step and never per request. What must end at once is cut by `accept::live`.
 
+use crate::worker::Phase;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -11,18 +12,17 @@ pub struct Ending(Rc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    draining: Cell<bool>,
+    phase: Cell<Phase>,
     connections: RefCell<Slab<Option<Waker>>>,
 }
 
 impl Ending {
-    pub fn is_draining(&self) -> bool {
-        self.0.draining.get()
+    pub fn phase(&self) -> Phase {
+        self.0.phase.get()
     }
 
-    /// Says goodbye on every connection; requests in flight finish.
-    pub fn drain(&self) {
-        self.0.draining.set(true);
+    pub fn set(&self, phase: Phase) {
+        self.0.phase.set(phase);
         for (_, waker) in self.0.connections.borrow().iter() {
             if let Some(waker) = waker {
                 waker.wake_by_ref();
@@ -32,7 +32,7 @@ impl Ending {
 
     pub fn register(&self) -> Ticket {
         let key = self.0.connections.borrow_mut().insert(None);
-        Ticket { ending: self.clone(), key, waiting: false }
+        Ticket { ending: self.clone(), key, waiting: false, late: self.phase() != Phase::Running }
     }
 }
 
@@ -41,18 +41,20 @@ pub struct Ticket {
     ending: Ending,
     key: usize,
     waiting: bool,
+    /// It came when goodbye had been said already.
+    pub late: bool,
 }
 
 impl Ticket {
-    /// Whether goodbye was said; remembers the task the first time, so it must always be polled from the same one.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Where the drain is; remembers the task the first time, so it must always be polled from the same one.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Phase {
         if !self.waiting {
             self.waiting = true;
             if let Some(waker) = self.ending.0.connections.borrow_mut().get_mut(self.key) {
                 *waker = Some(cx.waker().clone());
             }
         }
-        self.ending.is_draining()
+        self.ending.phase()
     }
 }
 

@@ -13,3 +13,4 @@ pub mod normalise;
 pub mod outbound;
 pub mod reject;
 pub mod server;
+pub mod stall;

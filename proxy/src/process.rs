@@ -27,7 +27,7 @@ pub struct Process {
 
 impl Proxy for Process {
     fn state(&self) -> State {
-        if *self.shared.phase.borrow() == Phase::Draining {
+        if *self.shared.phase.borrow() != Phase::Running {
             return State::Draining;
         }
         match self.shared.ready.load(Ordering::Relaxed) {

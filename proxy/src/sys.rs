@@ -4,4 +4,5 @@ pub mod limits;
 #[allow(unsafe_code)]
 pub mod malloc;
 pub mod orig_dst;
+#[allow(unsafe_code)]
 pub mod sockopt;

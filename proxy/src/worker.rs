@@ -39,7 +39,7 @@ pub struct Shared {
     pub identity: Option<weft_tls::Live>,
     pub workload: Workload,
     pub telemetry: Arc<crate::telemetry::Hub>,
-    /// Turns to draining once, and never back.
+    /// Only ever goes on to the next.
     pub phase: watch::Receiver<Phase>,
     pub ready: AtomicBool,
     pub ports: Ports,
@@ -63,11 +63,19 @@ impl Shared {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The steps of a drain, as the control thread makes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Phase {
+    #[default]
     Running,
-    /// New connections are refused, kept ones say goodbye after what is in flight.
+    /// Not ready any more. Goodbye is said on every connection, and new ones are still served: peers do not know yet.
     Draining,
+    /// Nobody listens.
+    Closed,
+    /// Connections without a request in flight close.
+    Ending,
+    /// What is left is cut.
+    Over,
 }
 
 pub struct Worker {
@@ -135,32 +143,27 @@ impl Worker {
         }
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut deadline = None;
         loop {
-            let drained = async {
-                match deadline {
-                    Some(at) => tokio::select! {
-                        () = self.live.emptied() => {}
-                        () = tokio::time::sleep_until(at) => {}
-                    },
-                    None => std::future::pending().await,
-                }
-            };
+            let open = self.ending.phase() < Phase::Closed;
             tokio::select! {
                 biased;
-                _ = phase.wait_for(|p| *p == Phase::Draining), if deadline.is_none() => {
-                    listeners.close_all(&self);
-                    self.ending.drain();
-                    let limit = applied.listeners().map(|l| l.limits.drain).max().unwrap_or_default();
-                    deadline = Some(tokio::time::Instant::now() + limit);
+                Ok(()) = phase.changed() => {
+                    let reached = *phase.borrow_and_update();
+                    if reached >= Phase::Closed {
+                        listeners.close_all(&self);
+                    }
+                    self.ending.set(reached);
+                    if reached == Phase::Over {
+                        break;
+                    }
                 }
                 Ok(()) = config.changed() => {}
                 now = tick.tick() => self.tick(now.into_std()),
-                () = drained => break,
+                () = self.live.emptied(), if !open => break,
             }
             let newest = self.shared.snapshot.load_full();
             let changed = !Arc::ptr_eq(&newest, &applied);
-            if deadline.is_none() && (changed || listeners.has_failed()) {
+            if self.ending.phase() < Phase::Closed && (changed || listeners.has_failed()) {
                 // What failed has been logged; the next tick tries again.
                 let _ = listeners.apply(&self, &newest);
             }
@@ -182,6 +185,7 @@ impl Worker {
     fn tick(&self, now: Instant) {
         self.pools.tick(now);
         self.implied.tick(now);
+        self.live.end_stalled(now);
         self.live.each_record(|record| self.recorder.tcp_progress(record));
         let snapshot = self.shared.snapshot.load();
         let mirrors = &mut *self.mirrors.borrow_mut();
@@ -200,10 +204,6 @@ impl Worker {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
-    }
-
-    pub fn is_draining(&self) -> bool {
-        *self.shared.phase.borrow() == Phase::Draining
     }
 }
 

@@ -50,7 +50,11 @@ fn system_calls(pid: u32, load: impl FnOnce()) -> BTreeMap<String, f64> {
         .stderr(Stdio::piped())
         .spawn()
         .expect("strace runs (install it with .ci/tools)");
-    let traced = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap().contains(&format!("TracerPid:\t{}", tracer.id()));
+    let traced = || {
+        std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .unwrap()
+            .contains(&format!("TracerPid:\t{}", tracer.id()))
+    };
     wait::until("strace is attached", Duration::from_secs(20), traced);
     load();
     Command::new("kill").args(["-INT", &tracer.id().to_string()]).status().unwrap();
@@ -76,19 +80,26 @@ fn check(who: &str, budget: &Budget, calls: &BTreeMap<String, f64>, allocations:
         };
         sums[kind] += count;
     }
-    println!("{who}: read {:.2}, write {:.2}, wait {:.2}, other {:.2}; allocations {allocations:.1}", sums[0], sums[1], sums[2], sums[3]);
+    println!(
+        "{who}: read {:.2}, write {:.2}, wait {:.2}, other {:.2}; allocations {allocations:.1}",
+        sums[0], sums[1], sums[2], sums[3]
+    );
     let limits = [budget.read, budget.write, budget.wait, budget.other];
     for (i, what) in ["reads", "writes", "waits", "other calls"].iter().enumerate() {
         assert!(sums[i] <= limits[i], "{who}: {:.2} {what} a request, {} are allowed: {calls:?}", sums[i], limits[i]);
     }
-    assert!(allocations <= budget.allocations, "{who}: {allocations:.1} allocations a request, {} are allowed", budget.allocations);
+    assert!(
+        allocations <= budget.allocations,
+        "{who}: {allocations:.1} allocations a request, {} are allowed",
+        budget.allocations
+    );
     assert!(sums[0] > 0.9 && sums[1] > 0.9, "{who}: strace saw the requests");
 }
 
 fn load(addr: SocketAddr) {
     let mut client = http1(addr);
     for _ in 0..REQUESTS {
-        assert_eq!(client.get("/").unwrap().status, 200);
+        assert_eq!(client.get("/").status, 200);
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::dir::TempDir;
@@ -15,6 +15,13 @@ use crate::netns::Netns;
 struct Log {
     lines: Mutex<Vec<String>>,
     grew: Condvar,
+}
+
+impl Log {
+    /// A test that fails while it waits leaves the lock poisoned; the log is printed all the same.
+    fn lines(&self) -> MutexGuard<'_, Vec<String>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 pub struct Proxy {
@@ -141,7 +148,7 @@ impl Proxy {
 
     /// Standard output and standard error, in the order the lines came.
     pub fn log_lines(&self) -> Vec<String> {
-        self.log.lines.lock().expect("log").clone()
+        self.log.lines().clone()
     }
 
     /// The first line, past or future, that `wanted` accepts.
@@ -154,7 +161,7 @@ impl Proxy {
     #[track_caller]
     pub fn wait_log_from(&self, from: usize, wanted: impl Fn(&str) -> bool, limit: Duration) -> String {
         let end = Instant::now() + limit;
-        let mut lines = self.log.lines.lock().expect("log");
+        let mut lines = self.log.lines();
         let mut seen = from;
         loop {
             if let Some(line) = lines.iter().skip(seen).find(|l| wanted(l)) {
@@ -163,7 +170,7 @@ impl Proxy {
             seen = lines.len().max(from);
             let left = end.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no such line in the log within {limit:?}");
-            lines = self.log.grew.wait_timeout(lines, left).expect("log").0;
+            lines = self.log.grew.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -266,7 +273,7 @@ fn follow(pipe: impl Read + Send + 'static, log: &Arc<Log>, file: PathBuf) {
         while matches!(reader.read_until(b'\n', &mut line), Ok(n) if n > 0) {
             let _ = file.write_all(&line);
             let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_string();
-            log.lines.lock().expect("log").push(text);
+            log.lines().push(text);
             log.grew.notify_all();
             line.clear();
         }

@@ -31,7 +31,7 @@ impl TcpPeer {
                 let Ok((stream, _)) = listener.accept() else { continue };
                 let n = count.fetch_add(1, Ordering::SeqCst) + 1;
                 let _ = stream.set_nodelay(true);
-                // Inherited from the listener.
+                // What is accepted inherits the listener's slice.
                 let _ = stream.set_read_timeout(None);
                 let f = Arc::clone(&f);
                 std::thread::spawn(move || f(stream, n));

@@ -19,7 +19,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -34,12 +34,33 @@ use crate::verify::PeerIdentity;
 pub use flusher::{Flusher, Stats};
 use handshake::Opened;
 use inner::Inner;
+pub use inner::Refusal;
 use session::Session;
 
 pub struct MeshStream {
     inner: Rc<RefCell<Inner>>,
     flusher: Flusher,
     info: ConnInfo,
+}
+
+/// Looks at a stream from beside whoever uses it: does its peer take what is sent?
+pub struct Taking(Weak<RefCell<Inner>>);
+
+impl Taking {
+    /// `None` while nothing waits for the peer. Else how many bytes it has taken so far, which only grows if it reads;
+    /// `unsent` says how many of a socket's bytes the kernel still holds.
+    pub fn taken(&self, unsent: impl FnOnce(&TcpStream) -> u64) -> Option<u64> {
+        let inner = self.0.upgrade()?;
+        let inner = inner.borrow();
+        inner.sent_while_blocked().map(|sent| sent.saturating_sub(unsent(&inner.tcp)))
+    }
+
+    /// Makes the close that follows a reset: what the peer did not take it will not get.
+    pub fn reset_on_close(&self) {
+        if let Some(inner) = self.0.upgrade() {
+            let _ = inner.borrow().tcp.set_zero_linger();
+        }
+    }
 }
 
 /// What is known about the connection; outlives the stream when cloned.
@@ -113,6 +134,15 @@ impl MeshStream {
     /// Makes the close that follows a reset, so that the peer cannot take a break for an end.
     pub fn reset_on_close(&self) {
         let _ = self.inner.borrow().tcp.set_zero_linger();
+    }
+
+    /// Outlives the stream. A client asks it when its first request fails.
+    pub fn refusal(&self) -> Refusal {
+        self.inner.borrow().refusal.clone()
+    }
+
+    pub fn taking(&self) -> Taking {
+        Taking(Rc::downgrade(&self.inner))
     }
 
     pub fn info(&self) -> &ConnInfo {

@@ -105,6 +105,7 @@ impl Known {
 
     async fn http(&self, stream: MeshStream, kind: HttpKind, mesh: bool, server_name: Option<String>) {
         let conn = self.conn(mesh, server_name, stream.peer().cloned());
+        self.ticket.limit_stall(stream.taking(), conn.listener.limits.body_idle);
         server::serve(self.worker.clone(), conn, stream, kind).await;
     }
 

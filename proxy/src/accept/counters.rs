@@ -6,7 +6,7 @@
 pub enum Rejected {
     /// Plaintext where only mesh TLS may come in.
     Plaintext,
-    /// The mesh handshake failed; `weft_tls_handshake_failures_total` says why.
+    /// The mesh handshake failed; `weft_tls_handshake_failed_total` says why.
     Handshake,
     /// There is no identity to do a handshake with.
     NoIdentity,
@@ -42,7 +42,7 @@ pub fn rejected(reason: Rejected) {
 
 pub fn handshake_failed(reason: weft_tls::Reason) {
     rejected(Rejected::Handshake);
-    metrics::counter!("weft_tls_handshake_failures_total", "reason" => reason.as_str()).increment(1);
+    metrics::counter!("weft_tls_handshake_failed_total", "side" => "server", "reason" => reason.as_str()).increment(1);
 }
 
 /// The system had no descriptor or no memory for one more connection.
@@ -53,6 +53,11 @@ pub fn accept_failed() {
 /// What a connection speaks was not clear in time.
 pub fn detect_timed_out(listener: &str) {
     metrics::counter!("weft_tcp_detect_timeout_total", "listener" => listener.to_owned()).increment(1);
+}
+
+/// A client did not take what lay ready for it: `socket`, or one `stream` of an HTTP/2 connection.
+pub fn stalled(what: &'static str) {
+    metrics::counter!("weft_client_stalled_total", "what" => what).increment(1);
 }
 
 pub fn panicked() {

@@ -6,16 +6,19 @@
 
 use super::counters::{self, Rejected};
 use crate::config::snapshot::Snapshot;
+use crate::sys::sockopt;
 use crate::telemetry::record::TcpRecord;
 use crate::worker::Conn;
 use slab::Slab;
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use weft_policy::listener::{self, Clients};
 use weft_policy::mtls::Mode;
+use weft_tls::Taking;
 
 #[derive(Clone, Default)]
 pub struct Live(Rc<Inner>);
@@ -32,6 +35,31 @@ struct Entry {
     /// Once it is known what the connection is. Before that, it is judged by the listener's newest config anyway.
     conn: Option<Rc<Conn>>,
     record: Option<Rc<TcpRecord>>,
+    patience: Option<Patience>,
+}
+
+/// How long a client may leave unread what waits for it.
+struct Patience {
+    taking: Taking,
+    limit: Duration,
+    /// Bytes it had taken, and when that was new.
+    seen: Option<(u64, Instant)>,
+}
+
+impl Patience {
+    fn is_over(&mut self, now: Instant) -> bool {
+        let Some(taken) = self.taking.taken(sockopt::unsent) else {
+            self.seen = None;
+            return false;
+        };
+        match self.seen {
+            Some((before, since)) if before == taken => now - since >= self.limit,
+            _ => {
+                self.seen = Some((taken, now));
+                false
+            }
+        }
+    }
 }
 
 /// A connection's place in the list, held by its task.
@@ -83,6 +111,21 @@ impl Live {
         self.cut(|_| true)
     }
 
+    /// Cuts clients that do not take what waits for them; called about once a second.
+    pub fn end_stalled(&self, now: Instant) {
+        let mut tasks = Vec::new();
+        for (_, entry) in &mut *self.0.entries.borrow_mut() {
+            if let Some(patience) = &mut entry.patience
+                && patience.is_over(now)
+            {
+                patience.taking.reset_on_close();
+                counters::stalled("socket");
+                tasks.extend(entry.task.clone());
+            }
+        }
+        tasks.iter().for_each(AbortHandle::abort);
+    }
+
     fn cut(&self, doomed: impl Fn(Option<&Conn>) -> bool) -> usize {
         let mut tasks = Vec::new();
         for (_, entry) in &*self.0.entries.borrow() {
@@ -110,6 +153,16 @@ impl Ticket {
     pub fn admit(&self, conn: Rc<Conn>) {
         if let Some(entry) = self.live.0.entries.borrow_mut().get_mut(self.key) {
             entry.conn = Some(conn);
+        }
+    }
+
+    /// From now on the client must take what is sent to it.
+    pub fn limit_stall(&self, taking: Taking, limit: Duration) {
+        if limit.is_zero() {
+            return;
+        }
+        if let Some(entry) = self.live.0.entries.borrow_mut().get_mut(self.key) {
+            entry.patience = Some(Patience { taking, limit, seen: None });
         }
     }
 

@@ -322,7 +322,7 @@ where
             read = poll_fn(|cx| incoming.poll_more(cx)) => Event::Client(read),
             spoke = poll_fn(|cx| ahead.poll_spoke(cx)), if listen => Event::Upstream(spoke),
             _ = maybe(sleep) => Event::Timer,
-            _ = phase.wait_for(|p| *p == Phase::Draining), if first_byte.is_none() => Event::Drain,
+            _ = phase.wait_for(|p| *p >= Phase::Ending), if first_byte.is_none() => Event::Drain,
         };
         match event {
             Event::Client(Ok(0)) if incoming.prefix.is_empty() => {

@@ -156,32 +156,34 @@ struct Ends<'a> {
 struct Flow {
     /// What the receiver has not taken yet, in a borrowed buffer.
     held: Option<(Box<[u8]>, std::ops::Range<usize>)>,
-    ended: bool,
-    done: bool,
+    /// The sender will send no more; the receiver has yet to be told.
+    drained: bool,
+    end: Option<End>,
 }
 
 /// How a direction came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Clean,
-    /// Its sender broke off, or its receiver would take no more.
+    /// Its receiver would take no more. What that has sent before may still be on its way.
+    Refused,
+    /// Its sender broke off: a reset ends both directions.
     Broken,
 }
 
-/// Copies until both directions have ended. Where one broke, both connections are closed by reset, at once: a side that waits
-/// for the other would never hear of it.
+/// Copies until both directions have ended, or one end broke off. Where not all went well, both connections are closed by reset.
 async fn copy(ends: Ends<'_>, buffers: &Buffers, forth: &Cell<u64>, back: &Cell<u64>) {
     let Ends { near, far } = ends;
     let mut there = Flow::default();
     let mut here = Flow::default();
-    let mut broken = false;
     poll_fn(|cx| {
-        broken |= there.poll(cx, near, far, buffers, forth) == Poll::Ready(End::Broken);
-        broken |= here.poll(cx, far, near, buffers, back) == Poll::Ready(End::Broken);
-        if broken || (there.done && here.done) { Poll::Ready(()) } else { Poll::Pending }
+        there.poll(cx, near, far, buffers, forth);
+        here.poll(cx, far, near, buffers, back);
+        let broken = [there.end, here.end].contains(&Some(End::Broken));
+        if broken || (there.end.is_some() && here.end.is_some()) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    if broken {
+    if [there.end, here.end] != [Some(End::Clean); 2] {
         near.reset_on_close();
         far.reset_on_close();
     }
@@ -195,16 +197,15 @@ impl Flow {
         to: &mut MeshStream,
         buffers: &Buffers,
         count: &Cell<u64>,
-    ) -> Poll<End> {
-        if self.done {
-            return Poll::Ready(End::Clean);
+    ) {
+        if self.end.is_none()
+            && let Poll::Ready(end) = self.poll_copy(cx, from, to, buffers, count)
+        {
+            self.end = Some(end);
+            if let Some((buffer, _)) = self.held.take() {
+                buffers.give(buffer);
+            }
         }
-        let end = ready!(self.poll_copy(cx, from, to, buffers, count));
-        self.done = true;
-        if let Some((buffer, _)) = self.held.take() {
-            buffers.give(buffer);
-        }
-        Poll::Ready(end)
     }
 
     fn poll_copy(
@@ -220,21 +221,21 @@ impl Flow {
                 let Ok(taken) =
                     ready!(Pin::new(&mut *to).poll_write(cx, buffer.get(range.clone()).unwrap_or_default()))
                 else {
-                    return Poll::Ready(End::Broken);
+                    return Poll::Ready(End::Refused);
                 };
                 if taken == 0 {
-                    return Poll::Ready(End::Broken);
+                    return Poll::Ready(End::Refused);
                 }
                 range.start += taken;
-                if range.is_empty()
+                if range.start >= range.end
                     && let Some((buffer, _)) = self.held.take()
                 {
                     buffers.give(buffer);
                 }
             }
-            if self.ended {
+            if self.drained {
                 let shut = ready!(Pin::new(&mut *to).poll_shutdown(cx));
-                return Poll::Ready(if shut.is_ok() { End::Clean } else { End::Broken });
+                return Poll::Ready(if shut.is_ok() { End::Clean } else { End::Refused });
             }
             let mut buffer = buffers.take();
             let mut read = ReadBuf::new(&mut buffer);
@@ -246,7 +247,7 @@ impl Flow {
                     self.held = Some((buffer, 0..n));
                     continue;
                 }
-                Poll::Ready(Ok(())) => self.ended = true,
+                Poll::Ready(Ok(())) => self.drained = true,
                 Poll::Ready(Err(_)) => {
                     buffers.give(buffer);
                     return Poll::Ready(End::Broken);

@@ -206,7 +206,8 @@ impl Watch for Finish {
 
     fn poll_limit(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let Some(held) = &mut self.held else { return Poll::Pending };
-        let quiet = held.idle.map(|idle| held.last + idle);
+        let sent = held.replay.as_ref().and_then(Replayable::last);
+        let quiet = held.idle.map(|idle| sent.map_or(held.last, |at| at.max(held.last)) + idle);
         let Some(due) = [held.deadline, quiet].into_iter().flatten().min() else { return Poll::Pending };
         loop {
             let timer = held.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));

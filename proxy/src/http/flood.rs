@@ -4,13 +4,15 @@
 //! WINDOW_UPDATE on the connection, PRIORITY, CONTINUATION without end) is bounded here, per second. Only the nine bytes of a
 //! frame's head are looked at.
 
-use std::cell::Cell;
+use super::stall::Link;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 /// Frames of a kind that one connection may send in a second.
 const PINGS: u32 = 100;
@@ -22,11 +24,6 @@ const PRIORITIES: u32 = 1000;
 const SMALL: u32 = 20_000;
 /// In one header block, whatever the time.
 const CONTINUATIONS: u32 = 20;
-
-#[derive(Debug, Default)]
-pub struct Flood {
-    pub tripped: Cell<Option<&'static str>>,
-}
 
 #[derive(Default)]
 struct Counts {
@@ -40,22 +37,47 @@ struct Counts {
 
 pub struct Guard<T> {
     io: T,
-    flood: Rc<Flood>,
+    link: Rc<Link>,
+    /// How long a head may take from its first byte to its last.
+    head_limit: Duration,
+    /// Limits times this.
+    patience: u32,
     preface: usize,
     head: [u8; 9],
     have: usize,
     skip: usize,
     continuations: u32,
+    /// Inside a header block.
+    in_block: bool,
+    timer: Option<Pin<Box<Sleep>>>,
     counts: Counts,
     since: Option<Instant>,
+    highest: u32,
+    /// The last write ended somewhere in a frame.
+    mid_frame: bool,
 }
 
 const PREFACE: usize = 24;
 
 impl<T> Guard<T> {
-    pub fn new(io: T, flood: Rc<Flood>) -> Self {
-        let (head, counts) = ([0; 9], Counts::default());
-        Self { io, flood, preface: PREFACE, head, have: 0, skip: 0, continuations: 0, counts, since: None }
+    pub fn new(io: T, link: Rc<Link>, head_limit: Duration, patience: u32) -> Self {
+        Self {
+            io,
+            link,
+            head_limit,
+            patience,
+            preface: PREFACE,
+            head: [0; 9],
+            have: 0,
+            skip: 0,
+            continuations: 0,
+            in_block: false,
+            timer: None,
+            counts: Counts::default(),
+            since: None,
+            highest: 0,
+            mid_frame: false,
+        }
     }
 
     fn follow(&mut self, mut bytes: &[u8]) -> Option<&'static str> {
@@ -97,17 +119,21 @@ impl<T> Guard<T> {
             6 if flags & 1 == 0 => (&mut c.pings, PINGS, "ping"),
             8 => (&mut c.small, SMALL, "window_update"),
             9 => {
+                self.in_block = flags & 4 == 0;
                 self.continuations += 1;
                 return (self.continuations > CONTINUATIONS).then_some("continuation");
             }
             1 => {
+                let [.., a, b, c, d] = self.head;
+                self.highest = self.highest.max(u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff);
+                self.in_block = flags & 4 == 0;
                 self.continuations = 0;
                 return None;
             }
             _ => return None,
         };
         *count += 1;
-        if *count <= limit {
+        if *count <= limit * self.patience {
             return None;
         }
         // The clock is only asked when something is suspicious: a full count that took longer than a second is fine.
@@ -120,27 +146,65 @@ impl<T> Guard<T> {
             }
         }
     }
+
+    /// A head has begun and its end has not come.
+    fn owes_head(&self) -> bool {
+        self.in_block || (matches!(self.head[3], 1 | 9) && self.skip > 0)
+    }
+
+    fn poll_head_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.head_limit.is_zero() || !self.owes_head() {
+            self.timer = None;
+            return Poll::Pending;
+        }
+        let limit = self.head_limit;
+        self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
+    }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Guard<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
-        if let Poll::Ready(Ok(())) = polled
-            && let Some(kind) = this.follow(&buf.filled()[before..])
-        {
-            this.flood.tripped.set(Some(kind));
-            metrics::counter!("weft_h2_flood_total", "kind" => kind).increment(1);
-            return Poll::Ready(Err(io::Error::other(kind)));
+impl<T: AsyncWrite + Unpin> Guard<T> {
+    /// Says why, if that can be said between two frames; the codec only sees that reading failed.
+    fn trip(&mut self, cx: &mut Context<'_>, kind: &'static str) -> io::Error {
+        metrics::counter!("weft_h2_flood_total", "kind" => kind).increment(1);
+        if !self.mid_frame {
+            const ENHANCE_YOUR_CALM: u32 = 11;
+            let mut goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            goaway[9..13].copy_from_slice(&self.highest.to_be_bytes());
+            goaway[13..17].copy_from_slice(&ENHANCE_YOUR_CALM.to_be_bytes());
+            let _ = Pin::new(&mut self.io).poll_write(cx, &goaway);
+        }
+        io::Error::other(kind)
+    }
+
+    fn wrote(&mut self, polled: Poll<io::Result<usize>>, offered: usize) -> Poll<io::Result<usize>> {
+        self.link.is_full(polled.is_pending());
+        if let Poll::Ready(Ok(n)) = polled {
+            self.mid_frame = n < offered;
         }
         polled
     }
 }
 
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guard<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        match polled {
+            Poll::Pending if this.poll_head_due(cx).is_ready() => Poll::Ready(Err(this.trip(cx, "slow_head"))),
+            Poll::Ready(Ok(())) => match this.follow(&buf.filled()[before..]) {
+                Some(kind) => Poll::Ready(Err(this.trip(cx, kind))),
+                None => polled,
+            },
+            _ => polled,
+        }
+    }
+}
+
 impl<T: AsyncWrite + Unpin> AsyncWrite for Guard<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(polled, buf.len())
     }
 
     fn poll_write_vectored(
@@ -148,7 +212,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guard<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(polled, bufs.iter().map(|b| b.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -175,7 +240,7 @@ mod tests {
     }
 
     fn guard() -> Guard<()> {
-        let mut guard = Guard::new((), Rc::default());
+        let mut guard = Guard::new((), Rc::default(), Duration::ZERO, 1);
         assert_eq!(guard.follow(&[0; PREFACE]), None);
         guard
     }

@@ -24,6 +24,8 @@ use weft_policy::reason::Reason;
 pub struct Control {
     /// Why reading stopped, for the driver to answer.
     pub verdict: Cell<Option<Reason>>,
+    /// Its words would mean nothing to this client: it does not speak HTTP/1.
+    pub mute: Cell<bool>,
     /// A request asked to leave HTTP and its answer is not known yet: nothing more is read until it is.
     undecided: Cell<bool>,
     tunnel: Cell<bool>,
@@ -111,13 +113,15 @@ pub struct Gate<T> {
     /// The beginning of a head whose end has not arrived.
     partial: Vec<u8>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// A head of HTTP/1 has come.
+    spoke: bool,
     /// When what is being waited for is overdue.
     due: Option<Instant>,
 }
 
 impl<T> Gate<T> {
     pub fn new(io: T, control: Rc<Control>, limits: Limits) -> Self {
-        Self { io, control, limits, at: At::Head, partial: Vec::new(), timer: None, due: None }
+        Self { io, control, limits, at: At::Head, partial: Vec::new(), timer: None, spoke: false, due: None }
     }
 
     pub fn into_inner(self) -> T {
@@ -164,6 +168,7 @@ impl<T> Gate<T> {
 
     /// Bytes used of `bytes` by the head at its start, complete or not.
     fn follow_head(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
+        self.control.mute.set(!self.spoke && self.partial.is_empty() && is_foreign(bytes));
         let max = self.limits.header_bytes as usize;
         let (head_end, framing) = if self.partial.is_empty() {
             // Empty lines before a request line are allowed.
@@ -198,6 +203,7 @@ impl<T> Gate<T> {
                 }
             }
         };
+        self.spoke = true;
         self.at = match framing {
             Framing::None | Framing::Length(0) => At::Head,
             Framing::Length(left) => At::Body { left },
@@ -337,6 +343,14 @@ fn find_end(bytes: &[u8], from: usize) -> Option<usize> {
         }
     }
     None
+}
+
+/// Whether a first line cannot have been meant as a request of HTTP/1: three words of which the last names no version of it.
+/// (A broken preface of HTTP/2 looks like that.)
+fn is_foreign(bytes: &[u8]) -> bool {
+    let Some(end) = memchr::memchr(b'\n', bytes) else { return false };
+    let mut words = bytes[..end].trim_ascii_end().split(|b| *b == b' ');
+    matches!((words.next(), words.next(), words.next(), words.next()), (_, _, Some(third), None) if !third.starts_with(b"HTTP/1"))
 }
 
 /// What can be refused before the head is complete, so that a client that never completes it learns early.

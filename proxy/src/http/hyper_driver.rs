@@ -5,7 +5,8 @@
 
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
-use crate::worker::Worker;
+use super::stall::{Link, Offered, Streams};
+use crate::worker::{Phase, Worker};
 use bytes::Bytes;
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery};
@@ -24,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use weft_policy::listener::Limits;
 use weft_policy::reason::Reason;
-use weft_tls::{Ear, MeshStream};
+use weft_tls::{Ear, MeshStream, Refusal};
 
 /// A body as the codec delivers it.
 pub struct Wire(Incoming);
@@ -77,6 +78,7 @@ impl std::fmt::Debug for Tunnel {
 /// Windows: one stream may not take the whole connection, and bulk must not wait for updates.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Of answers; requests come in frames of the protocol's own size, which is what h2spec's case 4.2/3 takes for granted.
 const MAX_FRAME: u32 = 64 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
 
@@ -125,8 +127,8 @@ fn take_request(request: hyper::Request<Incoming>) -> Request {
     }
 }
 
-fn give_reply(reply: Reply) -> hyper::Response<Body> {
-    let mut response = hyper::Response::new(reply.body);
+fn give_reply<B>(reply: Reply, make: impl FnOnce(Body) -> B) -> hyper::Response<B> {
+    let mut response = hyper::Response::new(make(reply.body));
     *response.status_mut() = reply.status;
     *response.headers_mut() = reply.fields.0;
     response
@@ -140,8 +142,9 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
     let gate = Gate::new(io, control.clone(), *limits);
     let service = {
         let (service, control, tunnel) = (Rc::new(service), control.clone(), tunnel.clone());
+        let ending = worker.ending.clone();
         hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-            let (control, tunnel) = (control.clone(), tunnel.clone());
+            let (control, tunnel, ending) = (control.clone(), tunnel.clone(), ending.clone());
             control.asked();
             let leaving =
                 request.method() == http::Method::CONNECT || super::normalise::wants_upgrade(request.headers());
@@ -156,8 +159,11 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
                         reply.fields.0.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
                     }
                     *tunnel.borrow_mut() = upgrade;
+                } else if ending.phase() != Phase::Running {
+                    // The client takes its next request elsewhere. Closing without a word would race with that request.
+                    reply.fields.0.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
                 }
-                Ok(give_reply(*reply))
+                Ok(give_reply(*reply, |body| body))
             }
         })
     };
@@ -170,15 +176,19 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
     let mut told = false;
     let mut ticket = worker.ending.register();
     let broken = poll_fn(|cx| {
-        if ticket.poll(cx) && !told {
+        // The gate does not let it shut the socket down: there may be more to say, or a tunnel to make of it.
+        let mut polled = Pin::new(&mut connection).poll(cx);
+        if polled.is_pending() && ticket.poll(cx) >= Phase::Ending && !told {
+            // Polled first, so that a request whose bytes are here already is still served.
             told = true;
             Pin::new(&mut connection).graceful_shutdown();
+            polled = Pin::new(&mut connection).poll(cx);
         }
-        // The gate does not let it shut the socket down: there may be more to say, or a tunnel to make of it.
-        if Pin::new(&mut connection).poll(cx).is_ready() {
-            return Poll::Ready(false);
+        match polled {
+            Poll::Ready(_) => Poll::Ready(false),
+            Poll::Pending if control.is_busy() => absent.poll(cx, &control).map(|()| true),
+            Poll::Pending => Poll::Pending,
         }
-        if control.is_busy() { absent.poll(cx, &control).map(|()| true) } else { Poll::Pending }
     })
     .await;
     if broken {
@@ -194,7 +204,7 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         return;
     }
     use tokio::io::AsyncWriteExt;
-    if let Some(reason) = control.verdict.get() {
+    if let Some(reason) = control.verdict.get().filter(|_| !control.mute.get()) {
         super::reject::write_raw(&mut io, reason).await;
         super::reject::linger(&mut io).await;
     }
@@ -232,38 +242,55 @@ impl Absent {
 }
 
 /// Serves HTTP/2 on a connection until it ends.
-pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
+///
+/// `trusted`: a sidecar that speaks for many clients and has counted each one's frames itself. What looks like a flood here is
+/// their sum, and ending the connection would punish them all for one.
+pub async fn serve_http2<S: Serve + 'static>(
+    io: MeshStream,
+    limits: &Limits,
+    worker: &Worker,
+    service: S,
+    trusted: bool,
+) {
     let service = Rc::new(service);
+    let link = Rc::new(Link::default());
+    let streams = Streams::new(link.clone(), limits.body_idle);
+    let offers = streams.clone();
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let served = service.clone().serve(take_request(request));
+        let offers = offers.clone();
         async move {
             match served.await {
-                Served::Reply(reply) => Ok(give_reply(*reply)),
+                Served::Reply(reply) => {
+                    Ok::<hyper::Response<Offered>, _>(give_reply(*reply, |body| offers.offer(body)))
+                }
                 Served::Cut => Err(CutError),
             }
         }
     });
-    let flood = Rc::new(super::flood::Flood::default());
-    let io = super::flood::Guard::new(io, flood.clone());
+    let patience = if trusted { 100 } else { 1 };
+    let io = super::flood::Guard::new(io, link, limits.header_timeout, patience);
     let mut connection = pin!(
-        server::http2::Builder::new(Local)
+        server::http2::Builder::new(streams)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(MAX_FRAME)
             .max_concurrent_streams(limits.max_streams)
             .max_header_list_size(limits.header_bytes)
             .max_send_buf_size(SEND_BUFFER)
-            .max_pending_accept_reset_streams(50)
-            .max_local_error_reset_streams(500)
+            .max_pending_accept_reset_streams(50 * patience as usize)
+            .max_local_error_reset_streams(500 * patience as usize)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .serve_connection(TokioIo::new(io), service)
     );
     let mut told = false;
     let mut ticket = worker.ending.register();
+    // Its goodbye takes every request that comes before the peer has heard it. A late connection gets its own only at the
+    // end: a peer that has just moved here because of a goodbye would go round in circles.
+    let goodbye = if ticket.late { Phase::Ending } else { Phase::Draining };
     poll_fn(|cx| {
-        if ticket.poll(cx) && !told {
+        if ticket.poll(cx) >= goodbye && !told {
             told = true;
             connection.as_mut().graceful_shutdown();
         }
@@ -276,13 +303,14 @@ pub async fn serve_http2<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
 #[derive(Clone)]
 pub enum Sender {
     Http1(Rc<RefCell<Http1>>),
-    Http2 { sender: client::http2::SendRequest<Body>, max_streams: Rc<Cell<usize>> },
+    Http2 { sender: client::http2::SendRequest<Body>, max_streams: Rc<Cell<usize>>, refusal: Refusal },
 }
 
 pub struct Http1 {
     sender: client::http1::SendRequest<Body>,
     /// Where the connection goes if it leaves HTTP.
     leave: Rc<RefCell<Option<oneshot::Sender<Tunnel>>>>,
+    refusal: Refusal,
 }
 
 /// Why an attempt got no response head.
@@ -302,17 +330,20 @@ impl SendFailed {
 
 /// HTTP/1 towards an endpoint. `closed` runs when the connection has ended.
 pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
+    let refusal = io.refusal();
     let (sender, mut connection) = client::http1::Builder::new()
         .max_headers(limits.header_count.max(128) as usize)
         .max_buf_size(limits.header_bytes.max(64 * 1024) as usize + 64 * 1024)
         .handshake::<_, Body>(TokioIo::new(io))
         .await
         .map_err(|_| Reason::ConnectFailed)?;
+    let told = refusal.clone();
     let leave: Rc<RefCell<Option<oneshot::Sender<Tunnel>>>> = Rc::default();
     let left = leave.clone();
     tokio::task::spawn_local(async move {
         let ended = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
         closed();
+        tell_refused(&told);
         let parts = connection.into_parts();
         let mut io = parts.io.into_inner();
         let leave = left.borrow_mut().take();
@@ -325,11 +356,12 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
             }
         }
     });
-    Ok(Sender::Http1(Rc::new(RefCell::new(Http1 { sender, leave }))))
+    Ok(Sender::Http1(Rc::new(RefCell::new(Http1 { sender, leave, refusal }))))
 }
 
 /// HTTP/2 towards an endpoint.
 pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
+    let refusal = io.refusal();
     let (sender, mut connection) = client::http2::Builder::new(Local)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -344,7 +376,7 @@ pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce(
         .await
         .map_err(|_| Reason::ConnectFailed)?;
     let max_streams = Rc::new(Cell::new(100));
-    let known = max_streams.clone();
+    let (known, told) = (max_streams.clone(), refusal.clone());
     tokio::task::spawn_local(async move {
         let _ = poll_fn(|cx| {
             let polled = Pin::new(&mut connection).poll(cx);
@@ -353,8 +385,16 @@ pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce(
         })
         .await;
         closed();
+        tell_refused(&told);
     });
-    Ok(Sender::Http2 { sender, max_streams })
+    Ok(Sender::Http2 { sender, max_streams, refusal })
+}
+
+/// Under TLS 1.3 a client learns after its own handshake that its certificate was refused.
+fn tell_refused(refusal: &Refusal) {
+    if let Some(reason) = refusal.get() {
+        crate::upstream::dial::handshake_failed(reason);
+    }
 }
 
 impl Sender {
@@ -378,6 +418,13 @@ impl Sender {
         }
     }
 
+    fn refusal(&self) -> Refusal {
+        match self {
+            Sender::Http1(one) => one.borrow().refusal.clone(),
+            Sender::Http2 { refusal, .. } => refusal.clone(),
+        }
+    }
+
     /// Waits until the codec takes a request: an idle HTTP/1 connection may still be finishing its last.
     pub async fn ready(&mut self) -> bool {
         match self {
@@ -387,7 +434,9 @@ impl Sender {
     }
 
     /// Sends a request and waits for the response head.
-    pub async fn send(&mut self, request: Request, leaving: bool) -> Result<Reply, SendFailed> {
+    ///
+    /// The request is handed over at once, so the future that waits for the answer is small.
+    pub fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
         let mut upgrade = None;
         let connect = request.head.method == http::Method::CONNECT;
         let sent = match self {
@@ -405,43 +454,49 @@ impl Sender {
             }
             Sender::Http2 { sender, .. } => Sending::Two(sender.try_send_request(give_request(request, true))),
         };
-        let answered = match sent {
-            Sending::One(sending) => sending.await,
-            Sending::Two(sending) => sending.await,
-        };
-        match answered {
-            Ok(response) => {
-                let (parts, incoming) = response.into_parts();
-                let left =
-                    parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
-                let framing = &parts.headers;
-                if framing.contains_key(http::header::TRANSFER_ENCODING)
-                    && framing.contains_key(http::header::CONTENT_LENGTH)
-                {
-                    return Err(SendFailed::new(Reason::UpstreamProtocol, false));
-                }
-                if left && upgrade.is_none() {
-                    // 101 to a request that asked for nothing.
-                    return Err(SendFailed::new(Reason::UpstreamProtocol, false));
-                }
-                Ok(Reply {
-                    status: parts.status,
-                    fields: FieldMap(parts.headers),
-                    body: if left { Body::empty() } else { Body::wire(Wire(incoming)) },
-                    upgrade: upgrade.filter(|_| left),
-                })
-            }
-            Err(mut failed) => {
-                let unsent = failed.take_message();
-                let (reason, unprocessed) = why(failed.error());
-                Err(SendFailed {
-                    reason,
-                    unprocessed: unprocessed || unsent.is_some(),
-                    request: unsent.map(|m| Box::new(take_back(m))),
-                })
+        let refusal = self.refusal();
+        async move {
+            let answered = match sent {
+                Sending::One(sending) => sending.await,
+                Sending::Two(sending) => sending.await,
+            };
+            match answered {
+                Ok(response) => take_reply(response, connect, upgrade),
+                Err(failed) => Err(take_failure(failed, &refusal)),
             }
         }
     }
+}
+
+fn take_reply(
+    response: hyper::Response<Incoming>,
+    connect: bool,
+    upgrade: Option<Upgrade>,
+) -> Result<Reply, SendFailed> {
+    let (parts, incoming) = response.into_parts();
+    let left = parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
+    let framing = &parts.headers;
+    let ambiguous =
+        framing.contains_key(http::header::TRANSFER_ENCODING) && framing.contains_key(http::header::CONTENT_LENGTH);
+    // Also not to be believed: 101 to a request that asked for nothing.
+    if ambiguous || (left && upgrade.is_none()) {
+        return Err(SendFailed::new(Reason::UpstreamProtocol, false));
+    }
+    Ok(Reply {
+        status: parts.status,
+        fields: FieldMap(parts.headers),
+        body: if left { Body::empty() } else { Body::wire(Wire(incoming)) },
+        upgrade: upgrade.filter(|_| left),
+    })
+}
+
+fn take_failure(mut failed: client::TrySendError<hyper::Request<Body>>, refusal: &Refusal) -> SendFailed {
+    let unsent = failed.take_message();
+    let (reason, unprocessed) = match refusal.get() {
+        Some(_) => (Reason::TlsFailed, true),
+        None => why(failed.error()),
+    };
+    SendFailed { reason, unprocessed: unprocessed || unsent.is_some(), request: unsent.map(|m| Box::new(take_back(m))) }
 }
 
 enum Sending<A, B> {

@@ -36,6 +36,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Ok(asked) => asked,
         Err(reason) => return flight.reject(reason, false),
     };
+    flight.record.authority = request.head.authority.clone();
     identify(&worker, &conn, &mut flight, &mut request.head);
 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
@@ -67,7 +68,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         let fault = fault.decide(worker.random(), worker.random());
         if let Some(delay) = fault.delay {
             flight.record.flags.delay_injected = true;
-            tokio::time::sleep(delay).await;
+            Box::pin(tokio::time::sleep(delay)).await;
         }
         if let Some(with) = fault.abort {
             return abort(flight, with);

@@ -3,6 +3,7 @@
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -30,6 +31,14 @@ pub fn tune(tcp: &TcpStream) {
     // A socket that refuses these is about to fail anyway.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
+}
+
+/// Bytes that were handed to the kernel and that the peer has not acknowledged.
+pub fn unsent(tcp: &TcpStream) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // Safety: the descriptor is open as long as the stream lives, and TIOCOUTQ writes one int.
+    let failed = unsafe { libc::ioctl(tcp.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } != 0;
+    if failed { 0 } else { bytes.unsigned_abs().into() }
 }
 
 /// Makes the close that follows a reset: the peer's next call fails.

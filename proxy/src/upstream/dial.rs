@@ -124,11 +124,14 @@ async fn secure(
         }
     };
     MeshStream::connect(tcp, name, client, &worker.flusher).await.map_err(|error| {
-        metrics::counter!("weft_tls_handshake_failed_total", "side" => "client", "reason" => error.reason().as_str())
-            .increment(1);
+        handshake_failed(error.reason());
         tracing::debug!(endpoint = %endpoint.id, %error, "handshake failed");
         Reason::TlsFailed
     })
+}
+
+pub fn handshake_failed(reason: weft_tls::Reason) {
+    metrics::counter!("weft_tls_handshake_failed_total", "side" => "client", "reason" => reason.as_str()).increment(1);
 }
 
 type Client = (rustls::pki_types::ServerName<'static>, Arc<rustls::ClientConfig>);

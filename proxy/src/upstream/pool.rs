@@ -21,6 +21,7 @@ use weft_policy::backend::Backend;
 use weft_policy::breaker::{ConnectionPermit, PendingPermit};
 use weft_policy::endpoint::Endpoint;
 use weft_policy::listener::Limits;
+use weft_policy::mtls::UpstreamTls;
 use weft_policy::reason::Reason;
 
 /// Streams on one HTTP/2 connection, whatever the peer allows: past this a second connection shares better than it costs.
@@ -42,6 +43,8 @@ struct Key {
 struct Pool {
     backend: Arc<Backend>,
     endpoint: Arc<Endpoint>,
+    /// What its connections were secured as.
+    tls: UpstreamTls,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Shared>>>,
     /// A connection that many may wait for is being made.
@@ -145,8 +148,11 @@ impl Pool {
 
     fn take_shared(&self) -> Option<Rc<Shared>> {
         let shared = self.shared.borrow();
-        let free =
-            |s: &&Rc<Shared>| !s.retired.get() && s.in_flight.get() < s.sender.borrow().max_streams().min(STREAMS);
+        // A connection that has heard goodbye is closed to new streams while its last ones go on.
+        let free = |s: &&Rc<Shared>| {
+            let sender = s.sender.borrow();
+            !s.retired.get() && !sender.is_closed() && s.in_flight.get() < sender.max_streams().min(STREAMS)
+        };
         shared.iter().find(free).cloned()
     }
 
@@ -160,19 +166,25 @@ impl Pool {
 impl Pools {
     fn pool(&self, backend: &Arc<Backend>, endpoint: &Arc<Endpoint>, inside: Inside) -> Rc<Pool> {
         let key = Key { endpoint: Arc::as_ptr(endpoint) as usize, inside };
+        let config = backend.config.load();
         let mut pools = self.pools.borrow_mut();
-        let pool = pools.entry(key).or_insert_with(|| {
-            Rc::new(Pool {
-                backend: backend.clone(),
-                endpoint: endpoint.clone(),
-                idle: RefCell::default(),
-                shared: RefCell::default(),
-                dialling: Cell::new(false),
-                waiters: RefCell::default(),
-                open: Rc::default(),
-            })
+        if let Some(pool) = pools.get(&key).filter(|pool| pool.tls == config.tls) {
+            return pool.clone();
+        }
+        // Nothing travels on connections that were secured otherwise than configured now: those of a pool that is replaced
+        // here end with the requests they carry.
+        let pool = Rc::new(Pool {
+            backend: backend.clone(),
+            endpoint: endpoint.clone(),
+            tls: config.tls.clone(),
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            dialling: Cell::new(false),
+            waiters: RefCell::default(),
+            open: Rc::default(),
         });
-        pool.clone()
+        pools.insert(key, pool.clone());
+        pool
     }
 
     /// Connections open towards an endpoint, for the admin's eyes.
@@ -194,7 +206,7 @@ impl Pools {
             });
             pool.shared.borrow_mut().retain(|shared| {
                 let idle = shared.in_flight.get() == 0;
-                if gone || now - shared.born > age || shared.sender.borrow().is_closed() {
+                if gone || now - shared.born >= age || shared.sender.borrow().is_closed() {
                     shared.retired.set(true);
                 }
                 !(idle && (shared.retired.get() || now - shared.idle_since.get() >= limit))
@@ -224,12 +236,35 @@ pub async fn lease(
 ) -> Result<Lease, Reason> {
     let secured = security(worker, &backend.config.load(), endpoint)? != Security::Plain;
     let pool = worker.pools.pool(backend, endpoint, inside);
-    let lent = |pool: &Rc<Pool>, sender, kind| Lease { sender, secured, kind, pool: pool.clone() };
+    if inside == Inside::Http2 {
+        if let Some(shared) = pool.take_shared() {
+            return Ok(share(&pool, shared, secured));
+        }
+    } else {
+        while let Some(idle) = pool.take_idle() {
+            if let Some(lease) = take_up(&pool, idle, secured).await {
+                return Ok(lease);
+            }
+        }
+    }
+    // Whoever finds a connection does not carry along the room that making one takes.
+    Box::pin(make(worker, pool, secured, inside, limits)).await
+}
+
+/// Makes a connection, or waits for one, as the breaker allows.
+async fn make(
+    worker: &Rc<Worker>,
+    pool: Rc<Pool>,
+    secured: bool,
+    inside: Inside,
+    limits: &Limits,
+) -> Result<Lease, Reason> {
+    let backend = &pool.backend;
     // Bounded: each turn either ends or waits for another to have failed.
     for _ in 0..8 {
         if inside == Inside::Http2 {
             if let Some(shared) = pool.take_shared() {
-                return Ok(share(&pool, shared, lent));
+                return Ok(share(&pool, shared, secured));
             }
             if pool.dialling.get() {
                 match wait_for_dial(&pool, backend).await? {
@@ -247,40 +282,39 @@ pub async fn lease(
                 },
             };
             let shared = dial_shared(worker, &pool, permit, limits).await?;
-            return Ok(share(&pool, shared, lent));
-        }
-        while let Some(idle) = pool.take_idle() {
-            let mut sender = idle.sender;
-            if sender.ready().await {
-                return Ok(lent(&pool, sender, Kind::One { born: idle.born, uses: idle.uses + 1 }));
-            }
+            return Ok(share(&pool, shared, secured));
         }
         let permit = match ConnectionPermit::take(backend) {
             Some(permit) => permit,
             None => match wait(&pool, backend, worker).await? {
                 Waited::Permit(permit) => permit,
                 Waited::Handed(Handed::Again(_)) => continue,
-                Waited::Handed(Handed::One(idle)) => {
-                    let mut sender = idle.sender;
-                    if sender.ready().await {
-                        return Ok(lent(&pool, sender, Kind::One { born: idle.born, uses: idle.uses + 1 }));
-                    }
-                    continue;
-                }
+                Waited::Handed(Handed::One(idle)) => match take_up(&pool, idle, secured).await {
+                    Some(lease) => return Ok(lease),
+                    None => continue,
+                },
             },
         };
-        let io = dial(worker, &backend.config.load_full(), endpoint, inside).await?;
+        let io = dial(worker, &backend.config.load_full(), &pool.endpoint, inside).await?;
         let closed = count_open(&pool, permit);
         let mut sender = hyper_driver::connect_http1(io, limits, closed).await?;
         if !sender.ready().await {
             return Err(Reason::ConnectFailed);
         }
-        return Ok(lent(&pool, sender, Kind::One { born: Instant::now(), uses: 1 }));
+        let kind = Kind::One { born: Instant::now(), uses: 1 };
+        return Ok(Lease { sender, secured, kind, pool: pool.clone() });
     }
     Err(Reason::UpstreamClosed)
 }
 
-fn share(pool: &Rc<Pool>, shared: Rc<Shared>, lent: impl FnOnce(&Rc<Pool>, Sender, Kind) -> Lease) -> Lease {
+/// A kept HTTP/1 connection, once it has finished its last exchange; `None` if it ended instead.
+async fn take_up(pool: &Rc<Pool>, idle: Idle, secured: bool) -> Option<Lease> {
+    let mut sender = idle.sender;
+    let kind = Kind::One { born: idle.born, uses: idle.uses + 1 };
+    sender.ready().await.then(|| Lease { sender, secured, kind, pool: pool.clone() })
+}
+
+fn share(pool: &Rc<Pool>, shared: Rc<Shared>, secured: bool) -> Lease {
     shared.in_flight.set(shared.in_flight.get() + 1);
     let uses = shared.uses.get() + 1;
     shared.uses.set(uses);
@@ -289,7 +323,7 @@ fn share(pool: &Rc<Pool>, shared: Rc<Shared>, lent: impl FnOnce(&Rc<Pool>, Sende
         pool.shared.borrow_mut().retain(|s| !Rc::ptr_eq(s, &shared));
     }
     let sender = shared.sender.borrow().clone();
-    lent(pool, sender, Kind::Shared(shared))
+    Lease { sender, secured, kind: Kind::Shared(shared), pool: pool.clone() }
 }
 
 /// Runs when a connection has ended: its permit goes back.

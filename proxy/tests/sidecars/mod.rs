@@ -68,7 +68,8 @@ pub fn pair(app: SocketAddr, setup: Setup<'_>) -> Front {
     let files = TempDir::new();
     let ca = Ca::new("cluster.local");
     let inside = free_addr();
-    let (roles, workers) = (if setup.tcp { ["tcp-out", "tcp-in"] } else { ["outbound", "inbound"] }, setup.workers.max(1));
+    let (roles, workers) =
+        (if setup.tcp { ["tcp-out", "tcp-in"] } else { ["outbound", "inbound"] }, setup.workers.max(1));
     let far_admin = free_addr();
     let yaml = format!(
         "admin: {far_admin}\nworkers: {workers}\nworkload: {{name: app, namespace: demo}}\n{}\

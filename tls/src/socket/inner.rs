@@ -1,7 +1,9 @@
 //! One connection's state: what was read and not yet taken, what was written and not yet sent.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -10,7 +12,7 @@ use tokio::net::TcpStream;
 use super::flusher::{HEADROOM, Worker};
 use super::handshake::Opened;
 use super::session::{Ended, Send, Session};
-use crate::reason::HandshakeError;
+use crate::reason::{HandshakeError, Reason};
 
 /// Plaintext and ciphertext waiting to be sent, together: from here on writers wait ...
 const HIGH: usize = 256 * 1024;
@@ -81,6 +83,8 @@ pub(super) struct Inner {
     backlog: Queue,
     /// The kernel has no room; `waker` is registered.
     blocked: bool,
+    /// Bytes the kernel took, ever.
+    sent: u64,
     waker: Waker,
     writer: Option<Waker>,
     write_error: Option<io::ErrorKind>,
@@ -88,6 +92,19 @@ pub(super) struct Inner {
     said_goodbye: bool,
     /// The session failed and must not be touched again; only its alert may still go out.
     dead: bool,
+    /// The peer has sent something.
+    heard: bool,
+    pub(super) refusal: Refusal,
+}
+
+/// Tells of a peer that ended TLS before it said anything else: it did not want us, and cannot have acted on what it was sent.
+#[derive(Clone, Debug, Default)]
+pub struct Refusal(Rc<Cell<Option<Reason>>>);
+
+impl Refusal {
+    pub fn get(&self) -> Option<Reason> {
+        self.0.get()
+    }
 }
 
 enum End {
@@ -104,11 +121,14 @@ impl Inner {
             tcp,
             session,
             incoming: opened.incoming,
+            heard: !opened.plain.is_empty(),
+            refusal: Refusal::default(),
             plain: Queue { bytes: opened.plain, start: 0 },
             end: if opened.closed { End::Clean } else { End::Open },
             pending: Queue::default(),
             backlog: Queue::default(),
             blocked: false,
+            sent: 0,
             waker,
             writer: None,
             write_error: None,
@@ -124,6 +144,11 @@ impl Inner {
 
     pub(super) fn buffered(&self) -> usize {
         self.pending.len() + self.backlog.len()
+    }
+
+    /// What the kernel took so far, while something waits for its peer.
+    pub(super) fn sent_while_blocked(&self) -> Option<u64> {
+        (self.blocked && self.buffered() > 0 && self.write_error.is_none()).then_some(self.sent)
     }
 
     pub(super) fn held(&self) -> usize {
@@ -278,9 +303,10 @@ impl Inner {
 
     fn decrypt(&mut self, bytes: &mut [u8], buf: &mut ReadBuf<'_>, worker: &Worker) -> (usize, io::Result<()>) {
         let mut out = worker.take_out();
-        let plain = &mut self.plain;
+        let (plain, heard) = (&mut self.plain, &mut self.heard);
         let mut room_for = bytes.len();
         let (consumed, result) = self.session.pump(bytes, Send::Nothing, &mut out, |payload| {
+            *heard |= !payload.is_empty();
             let (now, later) = payload.split_at(payload.len().min(buf.remaining()));
             buf.put_slice(now);
             if !later.is_empty() {
@@ -300,6 +326,9 @@ impl Inner {
             }
             Err(error) => {
                 self.dead = true;
+                if !self.heard {
+                    self.refusal.0.set(Some(Reason::of(&error)));
+                }
                 self.session.last_words(bytes.get_mut(consumed..).unwrap_or_default(), &mut out);
                 Err(io::Error::new(io::ErrorKind::InvalidData, HandshakeError::from(error)))
             }
@@ -462,6 +491,7 @@ impl Inner {
                 }
                 Poll::Ready(Ok(n)) => {
                     written += n;
+                    self.sent += n as u64;
                     worker.count(|s| {
                         s.writes += 1;
                         s.bytes_written += n as u64;
@@ -486,6 +516,7 @@ impl Inner {
         let waker = self.waker.clone();
         match Pin::new(&mut self.tcp).poll_write_vectored(&mut Context::from_waker(&waker), bufs) {
             Poll::Ready(Ok(n)) => {
+                self.sent += n as u64;
                 worker.count(|s| {
                     s.writes += 1;
                     s.bytes_written += n as u64;

@@ -30,6 +30,8 @@ struct Kept {
     turn: u32,
     /// How long the client may owe bytes it has announced.
     stall: Option<Duration>,
+    /// Somebody asks when the client last sent something.
+    clocked: bool,
     timer: Option<Pin<Box<Sleep>>>,
     last: Option<Instant>,
 }
@@ -68,7 +70,7 @@ pub struct Replay {
 }
 
 impl Replayable {
-    pub fn new(source: Body, stall: Option<Duration>) -> Self {
+    pub fn new(source: Body, stall: Option<Duration>, clocked: bool) -> Self {
         // A body that says it is too large is not worth a single copy of a handle.
         let lost = source.length().is_some_and(|n| n > REPLAY_CAP as u64);
         Self(Rc::new(RefCell::new(Kept {
@@ -81,6 +83,7 @@ impl Replayable {
             failed: None,
             turn: 0,
             stall,
+            clocked: clocked || stall.is_some(),
             timer: None,
             last: None,
         })))
@@ -111,6 +114,11 @@ impl Replayable {
     /// How the client's side failed, if it did.
     pub fn client_failed(&self) -> Option<BodyError> {
         self.0.borrow().failed
+    }
+
+    /// When the client last sent something, where that is watched.
+    pub fn last(&self) -> Option<std::time::Instant> {
+        self.0.borrow().last.map(Instant::into_std)
     }
 
     /// Bytes the client sent.
@@ -178,7 +186,7 @@ impl Replay {
             Ok(data) => {
                 // Whoever knows the length does not ask for the end after the last byte.
                 kept.ended = kept.source.is_end_stream();
-                kept.last = kept.stall.is_some().then(Instant::now);
+                kept.last = kept.clocked.then(Instant::now);
                 if !kept.lost {
                     kept.size += data.len() as u64;
                     if kept.size > REPLAY_CAP as u64 {

@@ -21,6 +21,9 @@ pub fn collect(out: &mut Text, started: SystemTime) {
     if let Some(max) = std::fs::read_to_string("/proc/self/limits").ok().and_then(|s| parse_limit(&s)) {
         out.single("process_max_fds", Kind::Gauge, "Most file descriptors that may be open.", max);
     }
+    if let Some(bytes) = crate::sys::malloc::allocated() {
+        out.single("weft_memory_allocated_bytes", Kind::Gauge, "Memory in use, as the allocator counts it.", bytes);
+    }
     let started = started.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
     out.single("process_start_time_seconds", Kind::Gauge, "Start of the process, in Unix time.", started);
 }
