@@ -223,7 +223,7 @@ fn traffic(front: &Front, app: &Backend) {
         client.send(format!("GET {path} HTTP/1.1\r\nHost: app.test\r\n\r\n")).unwrap();
         until("it is in flight", LIMIT, || app.requests() > before);
         if path == "/forever" {
-            client.stream.read_exact(&mut [0; 60]).unwrap();
+            client.stream.read_exact(&mut [0; 500]).unwrap();
         }
         client.stream.reset();
     }

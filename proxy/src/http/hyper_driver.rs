@@ -3,6 +3,7 @@
 //! Server side: one future per connection; HTTP/1 requests are polled inline by it, HTTP/2 streams by local tasks.
 //! Client side: a sender per connection and one local task that drives it.
 
+use super::early::Early;
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
 use super::stall::{Link, Offered, Streams};
@@ -334,7 +335,7 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
     let (sender, mut connection) = client::http1::Builder::new()
         .max_headers(limits.header_count.max(128) as usize)
         .max_buf_size(limits.header_bytes.max(64 * 1024) as usize + 64 * 1024)
-        .handshake::<_, Body>(TokioIo::new(io))
+        .handshake::<_, Body>(TokioIo::new(Early::new(io)))
         .await
         .map_err(|_| Reason::ConnectFailed)?;
     let told = refusal.clone();
@@ -345,7 +346,7 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
         closed();
         tell_refused(&told);
         let parts = connection.into_parts();
-        let mut io = parts.io.into_inner();
+        let mut io = parts.io.into_inner().into_inner();
         let leave = left.borrow_mut().take();
         match (ended, leave) {
             (Ok(()), Some(leave)) => {
