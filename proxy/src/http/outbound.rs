@@ -36,7 +36,6 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Ok(asked) => asked,
         Err(reason) => return flight.refuse(&request.head, reason),
     };
-    flight.record.authority = request.head.authority.clone();
     identify(&worker, &conn, &mut flight, &mut request.head);
 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
@@ -164,6 +163,7 @@ pub fn identify(worker: &Worker, conn: &Conn, flight: &mut Flight, head: &mut He
     if head.authority.is_none() {
         head.authority = conn.destination.to_string().parse().ok();
     }
+    flight.record.authority = head.authority.clone();
     let fields = &mut head.fields.0;
     let id = match fields.get(REQUEST_ID) {
         Some(id) => id.clone(),
