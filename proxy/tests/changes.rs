@@ -40,7 +40,8 @@ struct Load {
 impl Load {
     fn start(target: SocketAddr) -> Self {
         // The machine may be busy: what comes late is not lost.
-        let patient = Plan { timeout: Duration::from_secs(30), late: Duration::from_secs(5), ..Plan::new(target, HOST, rate()) };
+        let patient =
+            Plan { timeout: Duration::from_secs(30), late: Duration::from_secs(5), ..Plan::new(target, HOST, rate()) };
         let load = Self { gen_: LoadGen::start(patient), began: Instant::now() };
         until("load flows", SOON, || load.gen_.so_far().ok > 20);
         load
