@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod body;
+pub mod early;
 pub mod exchange;
 pub mod flight;
 pub mod flood;

@@ -105,6 +105,10 @@ impl Flight {
         if let Some(status) = reply.fields.0.get(GRPC_STATUS) {
             self.record.grpc_status = status.to_str().ok().and_then(|v| v.parse().ok());
         }
+        if self.record.method == http::Method::HEAD {
+            // Whoever made a body for it was wrong, and HTTP/2's codec would send it.
+            reply.body = Body::empty();
+        }
         let finish = Finish { flight: self, held };
         if reply.body.is_empty() {
             finish.done();

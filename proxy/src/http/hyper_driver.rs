@@ -3,12 +3,13 @@
 //! Server side: one future per connection; HTTP/1 requests are polled inline by it, HTTP/2 streams by local tasks.
 //! Client side: a sender per connection and one local task that drives it.
 
+use super::early::Early;
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
 use super::stall::{Link, Offered, Streams};
 use crate::worker::{Phase, Worker};
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Version};
 use http_body::{Body as _, Frame};
@@ -25,7 +26,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use weft_policy::listener::Limits;
 use weft_policy::reason::Reason;
-use weft_tls::{MeshStream, Refusal};
+use weft_tls::{Ear, MeshStream, Refusal};
 
 /// A body as the codec delivers it.
 pub struct Wire(Incoming);
@@ -138,12 +139,14 @@ fn give_reply<B>(reply: Reply, make: impl FnOnce(Body) -> B) -> hyper::Response<
 pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
     let control = Rc::new(Control::default());
     let tunnel: Rc<RefCell<Option<Upgrade>>> = Rc::default();
+    let mut absent = Absent { ear: io.ear(), patience: None };
     let gate = Gate::new(io, control.clone(), *limits);
     let service = {
         let (service, control, tunnel) = (Rc::new(service), control.clone(), tunnel.clone());
         let ending = worker.ending.clone();
         hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             let (control, tunnel, ending) = (control.clone(), tunnel.clone(), ending.clone());
+            control.asked();
             let leaving =
                 request.method() == http::Method::CONNECT || super::normalise::wants_upgrade(request.headers());
             let served = service.clone().serve(take_request(request));
@@ -173,18 +176,25 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         .serve_connection(TokioIo::new(gate), service);
     let mut told = false;
     let mut ticket = worker.ending.register();
-    let _ = poll_fn(|cx| {
+    let broken = poll_fn(|cx| {
         // The gate does not let it shut the socket down: there may be more to say, or a tunnel to make of it.
-        let polled = Pin::new(&mut connection).poll(cx);
+        let mut polled = Pin::new(&mut connection).poll(cx);
         if polled.is_pending() && ticket.poll(cx) >= Phase::Ending && !told {
             // Polled first, so that a request whose bytes are here already is still served.
             told = true;
             Pin::new(&mut connection).graceful_shutdown();
-            return Pin::new(&mut connection).poll(cx);
+            polled = Pin::new(&mut connection).poll(cx);
         }
-        polled
+        match polled {
+            Poll::Ready(_) => Poll::Ready(false),
+            Poll::Pending if control.is_busy() => absent.poll(cx, &control).map(|()| true),
+            Poll::Pending => Poll::Pending,
+        }
     })
     .await;
+    if broken {
+        return;
+    }
     let parts = connection.into_parts();
     let mut io = parts.io.into_inner().into_inner();
     let upgrade = tunnel.borrow_mut().take();
@@ -200,6 +210,36 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         super::reject::linger(&mut io).await;
     }
     let _ = io.shutdown().await;
+}
+
+/// A client that owes nothing more may close its direction and still wait for its answer; so the codec does not read while
+/// it owes one, and would not see that nobody is there any more. This does: at once when the connection breaks, and after a
+/// while when it was half closed, which is how most clients that gave up look.
+struct Absent {
+    ear: Ear,
+    patience: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Absent {
+    /// Without a byte of an answer.
+    const PATIENCE: Duration = Duration::from_secs(15);
+
+    fn poll(&mut self, cx: &mut Context<'_>, control: &Control) -> Poll<()> {
+        if self.ear.poll_broken(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !self.ear.has_ended() {
+            return Poll::Pending;
+        }
+        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(Self::PATIENCE)));
+        while patience.as_mut().poll(cx).is_ready() {
+            if !control.take_wrote() {
+                return Poll::Ready(());
+            }
+            patience.as_mut().reset(tokio::time::Instant::now() + Self::PATIENCE);
+        }
+        Poll::Pending
+    }
 }
 
 /// Serves HTTP/2 on a connection until it ends.
@@ -295,7 +335,7 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
     let (sender, mut connection) = client::http1::Builder::new()
         .max_headers(limits.header_count.max(128) as usize)
         .max_buf_size(limits.header_bytes.max(64 * 1024) as usize + 64 * 1024)
-        .handshake::<_, Body>(TokioIo::new(io))
+        .handshake::<_, Body>(TokioIo::new(Early::new(io)))
         .await
         .map_err(|_| Reason::ConnectFailed)?;
     let told = refusal.clone();
@@ -306,7 +346,7 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
         closed();
         tell_refused(&told);
         let parts = connection.into_parts();
-        let mut io = parts.io.into_inner();
+        let mut io = parts.io.into_inner().into_inner();
         let leave = left.borrow_mut().take();
         match (ended, leave) {
             (Ok(()), Some(leave)) => {
@@ -473,6 +513,10 @@ fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
         fields.0.insert(HOST, host.unwrap_or(HeaderValue::from_static("")));
     }
     let connect = method == http::Method::CONNECT;
+    // For methods that rarely have a body the codec sends none unless it is told to.
+    if !http2 && !connect && !request.body.is_empty() && request.body.length().is_none() {
+        fields.0.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     let mut message = hyper::Request::new(request.body);
     let mut uri = http::uri::Parts::default();
     if connect {
@@ -496,6 +540,7 @@ fn take_back(message: hyper::Request<Body>) -> Request {
     let (mut parts, body) = message.into_parts();
     let uri = parts.uri.into_parts();
     let path = uri.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    parts.headers.remove(TRANSFER_ENCODING);
     let host = parts.headers.remove(HOST).and_then(|v| Authority::try_from(v.as_bytes()).ok());
     Request {
         head: Head {

@@ -23,7 +23,6 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Ok(asked) => asked,
         Err(reason) => return flight.refuse(&request.head, reason),
     };
-    flight.record.authority = request.head.authority.clone();
     identify(&worker, &conn, &mut flight, &mut request.head);
     tell_identity(&worker, &conn, &mut request);
 

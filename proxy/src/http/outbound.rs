@@ -36,7 +36,6 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Ok(asked) => asked,
         Err(reason) => return flight.refuse(&request.head, reason),
     };
-    flight.record.authority = request.head.authority.clone();
     identify(&worker, &conn, &mut flight, &mut request.head);
 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
@@ -164,6 +163,7 @@ pub fn identify(worker: &Worker, conn: &Conn, flight: &mut Flight, head: &mut He
     if head.authority.is_none() {
         head.authority = conn.destination.to_string().parse().ok();
     }
+    flight.record.authority = head.authority.clone();
     let fields = &mut head.fields.0;
     let id = match fields.get(REQUEST_ID) {
         Some(id) => id.clone(),
@@ -197,7 +197,10 @@ fn request_id(a: u64, b: u64) -> HeaderValue {
         text[at + 1] = HEX[usize::from(byte & 15)];
         at += 2;
     }
-    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
+    let mut value = HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"));
+    // Never the same twice: HPACK's table is better kept for what is.
+    value.set_sensitive(true);
+    value
 }
 
 /// Host without port, lower case; empty where the client named none.
