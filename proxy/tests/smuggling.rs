@@ -323,7 +323,7 @@ fn tunnels_open_only_by_a_matching_101() {
         (websocket, none, 502, false),
         (plain, yes, 502, false),
     ] {
-        let backend = RawBackend::answering_once(answer);
+        let backend = RawBackend::start(move |_| vec![Step::Until(b"\r\n\r\n"), Step::Send(answer.into())]);
         let (_proxy, front) = hop(backend.addr(), "", "");
         // What comes behind the request before its answer is nobody's request.
         let mut client = raw(front, format!("{request}{inner}"));

@@ -8,7 +8,7 @@ use super::gate::{Control, Gate};
 use super::stall::{Link, Offered, Streams};
 use crate::worker::{Phase, Worker};
 use bytes::Bytes;
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{HOST, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Version};
 use http_body::{Body as _, Frame};
@@ -398,6 +398,7 @@ impl Sender {
     pub async fn send(&mut self, request: Request, leaving: bool) -> Result<Reply, SendFailed> {
         let mut upgrade = None;
         let connect = request.head.method == http::Method::CONNECT;
+        let wanted = leaving.then(|| request.head.fields.0.get(UPGRADE).cloned()).flatten();
         let sent = match self {
             Sender::Http1(one) => {
                 let mut one = one.borrow_mut();
@@ -429,8 +430,9 @@ impl Sender {
                 {
                     return Err(SendFailed::new(Reason::UpstreamProtocol, false));
                 }
-                if left && upgrade.is_none() {
-                    // 101 to a request that asked for nothing.
+                let switched = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
+                if left && (upgrade.is_none() || (switched && !matches(framing.get(UPGRADE), wanted.as_ref()))) {
+                    // 101 to a request that asked for nothing, or for something else.
                     return Err(SendFailed::new(Reason::UpstreamProtocol, false));
                 }
                 Ok(Reply {
@@ -454,6 +456,13 @@ impl Sender {
             }
         }
     }
+}
+
+/// Whether a server switches to one of the protocols that the client named.
+fn matches(to: Option<&HeaderValue>, wanted: Option<&HeaderValue>) -> bool {
+    let (Some(to), Some(wanted)) = (to, wanted) else { return false };
+    let mut wanted = wanted.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    wanted.any(|w| w.eq_ignore_ascii_case(to.as_bytes().trim_ascii()))
 }
 
 enum Sending<A, B> {
