@@ -1,12 +1,20 @@
 //! HTTP/2 from clients and servers that do what no library would: malformed messages, floods, windows that never open. Beside
 //! each flood a client that behaves must not notice it.
 
+#[path = "smuggling/oracle.rs"]
+#[allow(dead_code)]
+mod oracle;
+#[path = "smuggling/recorder.rs"]
+#[allow(dead_code)]
+mod recorder;
+
+use recorder::Recorder;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use weft_testkit::backend::{self, Action, Backend, Reply};
+use weft_testkit::backend::{Action, Backend, Reply};
 use weft_testkit::ca::Ca;
 use weft_testkit::client::{self, Stream};
 use weft_testkit::dir::{TempDir, free_addr};
@@ -30,13 +38,15 @@ fn hop(endpoint: SocketAddr, limits: &str, policy: &str) -> (Proxy, SocketAddr) 
 /// A client that behaves, for as long as it lives; each failure is remembered.
 struct Neighbour {
     stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<(u64, Vec<String>)>>,
 }
 
 impl Neighbour {
     fn start(front: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
+        let (stopped, count) = (stop.clone(), Arc::new(AtomicU64::new(0)));
+        let counted = count.clone();
         let thread = std::thread::spawn(move || {
             let (mut sent, mut failed) = (0, Vec::new());
             wait::block_on(async {
@@ -44,6 +54,7 @@ impl Neighbour {
                 let mut h1 = client::http1(front);
                 while !stopped.load(Ordering::SeqCst) {
                     sent += 2;
+                    counted.fetch_add(2, Ordering::SeqCst);
                     match h2.request("GET", "/neighbour", &[], b"").await {
                         Ok(answer) if answer.status == 200 => {}
                         other => failed.push(format!("h2: {other:?}")),
@@ -57,7 +68,11 @@ impl Neighbour {
             });
             (sent, failed)
         });
-        Self { stop, thread: Some(thread) }
+        Self { stop, sent: count, thread: Some(thread) }
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
     }
 
     /// Requests sent; all of them succeeded.
@@ -160,52 +175,55 @@ fn malformed() -> Vec<(&'static str, Fields, Vec<Frame>)> {
 /// on the same connection, where that lives on, is served as itself.
 #[test]
 fn malformed_requests_do_not_reach_an_http1_backend() {
-    let backend = Backend::named("b");
-    let (_proxy, front) = hop(backend.addr(), "", "http: http1");
+    let recorder = Recorder::start();
+    let (_proxy, front) = hop(recorder.addr(), "", "http: http1");
     let cases = malformed();
     assert_eq!(cases.len(), 59);
     for (name, fields, rest) in cases {
-        backend.clear();
+        let (case, sentinel_case) = (format!("bad {name}"), format!("sentinel of {name}"));
         let mut h2 = RawH2::connect(front).expect("connect");
         let id = h2.next_stream();
-        let block: Vec<(&[u8], &[u8])> = fields.iter().map(|(n, v)| (*n, *v)).collect();
+        let mut block: Vec<(&[u8], &[u8])> = fields.iter().map(|(n, v)| (*n, *v)).collect();
+        block.push((b"x-case", case.as_bytes()));
         let mut frames = vec![headers(id, literals(&block), rest.is_empty())];
         frames.extend(rest.into_iter().map(|f| Frame { stream: id, ..f }));
         let sentinel = h2.next_stream();
-        frames.push(headers(sentinel, request("GET", "/sentinel", "a.test", &[]), true));
+        frames.push(headers(sentinel, request("GET", "/sentinel", "a.test", &[("x-case", &sentinel_case)]), true));
         let _ = h2.send_all(&frames);
-        let (mut reset, mut goaway, mut served) = (false, false, false);
-        let mut status_400 = false;
-        while let Some(frame) = h2.wait(LIMIT, |f| f.kind != kind::WINDOW_UPDATE && f.kind != kind::SETTINGS && f.kind != kind::PING) {
+        let (mut reset, mut goaway, mut served, mut refused) = (false, false, false, false);
+        while let Some(frame) = h2.wait(LIMIT, |f| matches!(f.kind, kind::HEADERS | kind::RST_STREAM | kind::GOAWAY)) {
             match frame.kind {
-                kind::RST_STREAM if frame.stream == id => reset = true,
                 kind::GOAWAY => goaway = true,
-                // 0x8d, 0x48 ...: `:status` 400 by the static table or as a literal; whatever it is, it is not the backend's.
-                kind::HEADERS if frame.stream == id => status_400 = frame.payload.first() == Some(&0x8c),
-                kind::HEADERS if frame.stream == sentinel => served = frame.payload.first() == Some(&0x88),
+                kind::RST_STREAM if frame.stream == id => reset = true,
+                // `:status` 400 and 200 by HPACK's static table.
+                kind::HEADERS if frame.stream == id => refused |= frame.payload.first() == Some(&0x8c),
+                kind::HEADERS if frame.stream == sentinel => served |= frame.payload.first() == Some(&0x88),
                 _ => {}
             }
-            let over = reset || status_400;
-            if (over && served) || goaway {
+            if ((reset || refused || name == "pseudo-fields in trailers") && served) || goaway {
                 break;
             }
         }
-        assert!(reset || goaway || status_400, "{name}: the fault was taken");
         assert!(served || goaway, "{name}: the sentinel was lost");
-        let seen = backend.seen();
-        let strange: Vec<_> = seen.iter().filter(|s| s.path() != "/sentinel" && backend.counts().finished.load(Ordering::SeqCst) > 1).collect();
-        assert!(strange.is_empty(), "{name}: the backend saw {strange:?}");
-        assert!(seen.iter().all(|s| s.header("x-injected").is_none() && s.path() != "/injected"), "{name}: injected");
-        assert!(backend.counts().finished.load(Ordering::SeqCst) <= 1, "{name}: more than the sentinel was answered");
+        if name == "pseudo-fields in trailers" && !reset && !goaway {
+            // The codec drops them without a word: then they must be gone.
+            assert!(recorder.whole(&case).iter().all(|r| r.trailers.is_empty()), "{name}");
+            continue;
+        }
+        assert!(reset || goaway || refused, "{name}: the fault was taken");
+        assert_eq!(recorder.whole(&case), Vec::new(), "{name}");
     }
-    assert_eq!(client::http1(front).get("/after").status, 200);
+    assert_eq!(recorder.faults(), Vec::<String>::new());
+    let after = client::http1(front).request("GET", "/after", &[("x-case", "after")], b"").expect("answer");
+    assert_eq!(after.status, 200);
 }
 
 // --- Floods: PI-20 to PI-25 ---
 
-/// Runs a flood beside a neighbour, with the backend's load and the proxy's memory watched.
+/// Runs a flood beside a neighbour, again and again until that has asked often enough, with the backend's load and the proxy's
+/// memory watched. What is returned is of the first time.
 #[track_caller]
-fn flooded(name: &str, limits: &str, flood: impl FnOnce(SocketAddr) -> Outcome) -> (Outcome, Proxy, u64) {
+fn flooded(name: &str, limits: &str, flood: impl Fn(SocketAddr) -> Outcome) -> (Outcome, Proxy, u64) {
     let backend = Backend::named("b");
     let (proxy, front) = hop(backend.addr(), limits, "");
     // Warm, so that what grows is the flood's.
@@ -215,12 +233,21 @@ fn flooded(name: &str, limits: &str, flood: impl FnOnce(SocketAddr) -> Outcome) 
     let begun = Instant::now();
     let cpu = proxy.cpu();
     let outcome = flood(front);
-    let peak = proxy.rss_kib();
+    let mut peak = proxy.rss_kib();
+    let reached = |backend: &Backend| backend.seen().iter().filter(|s| s.path() != "/neighbour").count() as u64 - 1;
+    let first = reached(&backend);
+    let mut rounds = 1;
+    while neighbour.sent() < 100 {
+        let again = flood(front);
+        assert_eq!(again.closed || again.goaway.is_some(), outcome.closed || outcome.goaway.is_some(), "{name}: {again:?}");
+        peak = peak.max(proxy.rss_kib());
+        rounds += 1;
+    }
     let took = begun.elapsed();
     let sent = neighbour.end();
-    let reached = backend.seen().iter().filter(|s| s.path() != "/neighbour").count() as u64 - 1;
+    let reached = first;
     println!(
-        "{name}: {} frames sent, goaway {:?}, {} resets, closed {}, backend {reached}, RSS {before} -> {peak} KiB, CPU {:?} of {took:?}, {sent} requests beside",
+        "{name}: {rounds} times, {} frames sent, goaway {:?}, {} resets, closed {}, backend {reached}, RSS {before} -> {peak} KiB, CPU {:?} of {took:?}, {sent} requests beside",
         outcome.sent, outcome.goaway, outcome.resets.len(), outcome.closed, proxy.cpu() - cpu,
     );
     assert!(peak < before + 16 * 1024, "{name}: RSS {before} -> {peak} KiB");
@@ -356,20 +383,19 @@ fn floods_do_not_pass_through_a_pair() {
     let _outbound = Proxy::start(BIN, &yaml, admin);
     let neighbour = Neighbour::start(address);
     let mut floods = 0;
-    for _ in 0..20 {
+    while floods < 20 || neighbour.sent() < 200 {
         let outcome = connect(address).rapid_reset("a.test", 2000, Duration::from_secs(2));
         ended("rapid reset", &outcome);
         floods += 1;
     }
-    assert_eq!(floods, 20);
-    println!("{} requests beside 20 floods", neighbour.end());
+    println!("{} requests beside {floods} floods", neighbour.end());
 }
 
 // --- Slow clients: PI-24, PI-26 ---
 
 fn large() -> Backend {
     Backend::start(Arc::new(|seen| match seen.path() {
-        "/large" => Action::Reply(Reply { chunks: vec![vec![b'x'; 64 * 1024].into(); 400], ..Reply::new(200) }),
+        "/large" => Action::Reply(Reply { chunks: vec![vec![b'x'; 4096].into(); 6400], ..Reply::new(200) }),
         "/quiet" => Action::Reply(Reply {
             chunks: vec!["a".into(), "b".into()],
             chunked: true,
@@ -387,7 +413,7 @@ fn stalled_streams_are_reset_and_quiet_ones_are_not() {
     let (proxy, front) = hop(backend.addr(), "bodyIdle: 2s", "");
     let neighbour = Neighbour::start(front);
     let mut h2 = RawH2::start(Stream::connect(front).expect("connect"), &[(4, 0)]).expect("h2");
-    let stalled = h2.stall("a.test", "/large", 20).expect("streams");
+    let stalled = h2.stall("a.test", "/large", 6).expect("streams");
     // On the same connection: an answer that is quiet for longer than the limit, with a window.
     let quiet = h2.next_stream();
     h2.send(&headers(quiet, request("GET", "/quiet", "a.test", &[]), true)).expect("send");
@@ -395,10 +421,12 @@ fn stalled_streams_are_reset_and_quiet_ones_are_not() {
     let begun = Instant::now();
     let mut resets = Vec::new();
     while resets.len() < stalled.len() {
-        let frame = h2.wait(LIMIT, |f| f.kind == kind::RST_STREAM).expect("a reset");
+        let Some(frame) = h2.wait(Duration::from_secs(30), |f| f.kind == kind::RST_STREAM) else {
+            panic!("{} of {} streams were reset: {resets:?}", resets.len(), stalled.len())
+        };
         resets.push(frame.stream);
     }
-    println!("20 stalled streams were reset within {:?}", begun.elapsed());
+    println!("6 stalled streams were reset within {:?}", begun.elapsed());
     assert!(begun.elapsed() >= Duration::from_secs(2), "too early: {:?}", begun.elapsed());
     resets.sort_unstable();
     assert_eq!(resets, stalled);
@@ -406,7 +434,7 @@ fn stalled_streams_are_reset_and_quiet_ones_are_not() {
     assert_eq!(end.expect("the quiet stream ends").kind, kind::DATA);
     assert!(begun.elapsed() >= Duration::from_secs(8), "the quiet stream was quiet");
     assert!(h2.alive(LIMIT));
-    assert_eq!(proxy.metric("weft_client_stalled_total", &[("what", "stream")]), 20.0);
+    assert_eq!(proxy.metric("weft_client_stalled_total", &[("what", "stream")]), 6.0);
     neighbour.end();
 }
 
@@ -465,7 +493,7 @@ fn sockets_that_take_nothing_are_cut() {
             Err(e) => panic!("after {taken} bytes: {e}"),
         }
     }
-    assert!(taken > 400 * 64 * 1024, "{taken}");
+    assert!(taken > 6400 * 4096, "{taken}");
     assert_eq!(proxy.metric("weft_client_stalled_total", &[("what", "socket")]), 2.0);
     wait::until("the backend is let go", LIMIT, || backend.counts().in_flight.load(Ordering::SeqCst) == 0);
 }
@@ -652,5 +680,4 @@ fn hostile_http2_servers() {
     );
     let _proxy = Proxy::start(BIN, &yaml, admin);
     assert_eq!(get(address).status, 504);
-    let _ = backend::echo();
 }
