@@ -279,8 +279,7 @@ fn each_request_is_told_once() {
                 assert_eq!(proxy.metric("weft_active_requests", &[]), 1.0);
             }
             assert_eq!(stat(front.near(), "server.downstream_rq_completed") as f64, TRAFFIC, "{}", front.name);
-            // This one says goodbye politely, as half-closing clients that still listen do: it is waited for a while.
-            drop(waiting);
+            waiting.stream.reset();
             for proxy in &front.proxies {
                 until("none is in flight", LIMIT, || stat(proxy, "server.downstream_rq_active") == 0);
                 let all = stat(proxy, "server.downstream_rq_total");
@@ -329,6 +328,21 @@ fn each_request_is_told_once() {
             assert_eq!(front.near().metric("weft_log_dropped_total", &[]), 0.0);
         }
     }
+}
+
+/// A client that goes with a clean end might be half-closing and still listen: it is believed for a while, not for ever.
+#[test]
+fn clients_that_leave_politely_are_missed() {
+    let app = Backend::start(Arc::new(|_| Action::Hang));
+    let front = hop(app.addr(), Setup { telemetry: "accessLog: json", ..Setup::default() });
+    let mut client = http1(front.addr);
+    client.send("GET /hang HTTP/1.1\r\nHost: app.test\r\n\r\n").unwrap();
+    until("it is in flight", LIMIT, || app.requests() == 1);
+    drop(client);
+    let line = front.near().wait_log(|l| l.contains("\"path\":\"/hang\""), 2 * LIMIT);
+    assert!(line.contains("\"status\":499") && line.contains("\"flags\":\"DC\""), "{line}");
+    let (requests, connections) = ("weft_backend_active_requests", "weft_backend_active_connections");
+    until("the app is left alone", LIMIT, || front.near().metric(requests, &[]) + front.near().metric(connections, &[]) == 0.0);
 }
 
 #[test]
