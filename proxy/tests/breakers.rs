@@ -85,20 +85,16 @@ fn caps() {
     ];
     let mut ran = 0;
     for workers in [1, 2] {
-        let backend = Backend::start(slow(700));
-        let hop = hop_with("", workers, &web(&[backend.addr()], "", ""));
         for row in &rows {
             let what = format!("{}, {workers} workers", row.policy);
-            hop.change(&web(&[backend.addr()], row.policy, ""));
-            until("no connection is left over", SOON, || in_flight(&backend) == 0);
-            backend.clear();
+            let backend = Backend::start(slow(700));
+            let hop = hop_with("", workers, &web(&[backend.addr()], row.policy, ""));
             let refused = || {
                 ["pending", "requests"]
                     .map(|r| hop.proxy.metric("weft_backend_breaker_overflows_total", &[("resource", r)]))
                     .iter()
                     .sum::<f64>()
             };
-            let before = refused();
             let answers = at_once(row.requests, |_| {
                 let (answer, took) = timed(|| hop.get("/"));
                 if overflowed(&answer) {
@@ -110,12 +106,16 @@ fn caps() {
             assert_eq!(passed, row.pass, "{what}: {answers:?}");
             assert_eq!(backend.requests(), row.pass as u64, "{what}");
             assert_eq!(backend.max_in_flight(), row.most, "{what}");
-            assert_eq!(refused() - before, (row.requests - row.pass) as f64, "{what}");
+            assert_eq!(refused(), (row.requests - row.pass) as f64, "{what}");
             hop.wait_released();
             ran += 1;
         }
         let id = id();
-        hop.change(&web(&[backend.addr()], "breaker: {maxRequests: 0}", "{retry: {attempts: 3, on: '5xx'}}"));
+        let hop = hop_with(
+            "",
+            workers,
+            &web(&[free_addr()], "breaker: {maxRequests: 0}", "{retry: {attempts: 3, on: '5xx'}}"),
+        );
         let answer = hop.send("GET", "/", &[("x-request-id", &id)], b"");
         assert!(overflowed(&answer), "an own overflow is not retried");
         assert_eq!(hop.flags(&id), ("UO".into(), "overflow".into()));
@@ -393,7 +393,7 @@ fn how_many_may_be_out() {
 fn the_way_back() {
     for workers in [1, 2] {
         let (bad, good) = (failing(503), Backend::named("good"));
-        let fields = "consecutive5xx: 3, interval: 100ms, baseEjectionTime: 1s, maxEjectionPercent: 100";
+        let fields = "consecutive5xx: 3, interval: 400ms, baseEjectionTime: 1s, maxEjectionPercent: 100";
         let hop = hop_with("", workers, &web(&[bad.addr(), good.addr()], &ejection(fields), ""));
         // Exactly three, then 27 of 27 are good.
         assert_eq!(ask(&hop, 6, 503), 3);
@@ -413,7 +413,7 @@ fn the_way_back() {
         until("it is back again", SOON, || ask(&hop, 2, 200) == 2 && bad.requests() > 6);
         let second = begun.elapsed();
         println!("{workers} workers: out for {first:?}, then for {second:?}");
-        assert!((1900..6000).contains(&second.as_millis()), "{second:?}");
+        assert!((1600..6000).contains(&second.as_millis()), "{second:?}");
         assert_eq!(hop.proxy.metric("weft_backend_ejections_total", &[]), 2.0);
     }
 }

@@ -92,8 +92,17 @@ impl Pair {
         let in_side = inbound(identity(&certs.app), in_addr, app.addr(), &format!("mtls: strict{limits}"));
         let mut out_side = outbound(identity(&certs.client), out_addr, &id("app"), &[in_addr]);
         out_side.services = vec![service(&id("app"), &[in_addr], more)];
+        // More than one, so that what workers share is shared.
+        out_side.workers = 2;
         let (inn, out) = (in_side.start(), out_side.start());
         Self { certs, app, in_addr, out_addr, in_side, out_side, inn, out }
+    }
+
+    /// What is rotated was used.
+    #[track_caller]
+    fn expect_handshakes(&self, least: u64) {
+        let made = self.inn.wait_metric("weft_connections_total", &[("role", "inbound")], least as f64, SOON);
+        println!("{made} handshakes");
     }
 }
 
@@ -210,9 +219,16 @@ fn leaf_rotated_every_two_seconds() {
         }
         std::thread::sleep(Duration::from_secs(2).saturating_sub(at.elapsed()));
     }
+    // What cannot be used changes nothing.
+    let serial = |p: &Proxy| p.admin_get("/certs").1;
+    let held = serial(&pair.out);
+    pair.certs.dir.write("client.crt", "not a certificate");
+    pair.out.wait_log(|l| l.contains("identity files refused"), SOON);
+    assert_eq!(serial(&pair.out), held);
     let totals = load.stop("leaf rotated every 2 s");
     books_balance("leaf", totals.sent, &[&pair.out]);
     books_balance("leaf", totals.sent, &[&pair.inn]);
+    pair.expect_handshakes(rounds);
     let failed = [&pair.out, &pair.inn].map(|p| p.metric("weft_tls_handshake_failed_total", &[]));
     assert_eq!(failed, [0.0, 0.0]);
 }
@@ -250,6 +266,7 @@ fn root_rotated() {
     }
     let totals = load.stop("root rotated");
     books_balance("root", totals.sent, &[&pair.out]);
+    pair.expect_handshakes(5);
     let failed = [&pair.out, &pair.inn].map(|p| p.metric("weft_tls_handshake_failed_total", &[]));
     assert_eq!(failed, [0.0, 0.0]);
     // The old root is really gone.

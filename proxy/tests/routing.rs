@@ -359,6 +359,10 @@ fn a_mirror_is_never_waited_for() {
     assert_eq!(copy.header("content-length"), Some("5"), "the body comes with it");
     // One line in the log: the copy is nobody's request.
     assert!(hop.proxy.log_lines().iter().filter(|l| l.contains("/copy")).count() <= 1);
+    // A body that is not kept whole is not copied, and passes whole.
+    let large = vec![b'x'; 100_000];
+    assert_eq!(hop.send("POST", "/large", &[], &large).json()["body_len"], 100_000);
+    assert_eq!(hop.proxy.metric("weft_mirror_dropped_total", &[("reason", "body")]), 1.0);
     // Shares.
     hop.change(&services(shadow.addr(), ", percent: 50"));
     shadow.clear();

@@ -33,6 +33,8 @@ use weft_policy::outlier::Signal;
 use weft_policy::reason::Reason;
 use weft_policy::retry::{self, Decision, Outcome};
 
+const RATELIMITED: http::HeaderName = http::HeaderName::from_static("x-envoy-ratelimited");
+
 /// What the request path decided before the first attempt.
 pub struct Plan<'a> {
     pub worker: &'a Rc<Worker>,
@@ -268,7 +270,8 @@ fn classify(reply: &Reply, grpc: bool) -> (Outcome, Signal) {
         false => None,
     };
     let status = reply.status.as_u16();
-    let outcome = Outcome::Response { status, grpc_status, ratelimited: fields.contains_key("x-envoy-ratelimited") };
+    let outcome =
+        Outcome::Response { status, grpc_status, ratelimited: status == 429 && fields.contains_key(RATELIMITED) };
     let signal = match grpc_status {
         Some(code) if status == 200 => Signal::Grpc(code),
         _ => Signal::Status(status),
@@ -279,7 +282,7 @@ fn classify(reply: &Reply, grpc: bool) -> (Outcome, Signal) {
 fn outcome_of(failed: &SendFailed) -> Outcome {
     match failed.reason {
         Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => Outcome::ConnectFailed,
-        Reason::Overflow | Reason::NoHealthyUpstream => Outcome::Overflow,
+        Reason::Overflow | Reason::Overload | Reason::NoHealthyUpstream => Outcome::Overflow,
         Reason::RefusedStream => Outcome::RefusedStream,
         Reason::UpstreamProtocol => Outcome::ProtocolError,
         _ => Outcome::Reset { before_request_bytes: failed.unprocessed },

@@ -3,6 +3,7 @@
 use super::body::replay::Replayable;
 use super::exchange::{Body, BodyError, Head, Reply, Watch};
 use super::hyper_driver::Served;
+use super::outbound::REQUEST_ID;
 use super::reject::{self, Asker, GRPC_STATUS};
 use crate::telemetry::record::{Proto, Record};
 use crate::telemetry::trace::Trace;
@@ -79,6 +80,13 @@ impl Flight {
         }
     }
 
+    /// Answers a request that is not looked at any further; the log has what its client called it.
+    pub fn refuse(mut self, head: &Head, reason: Reason) -> Served {
+        self.record.request_id = head.fields.0.get(REQUEST_ID).cloned();
+        self.record.authority = head.authority.clone();
+        self.reject(reason, false)
+    }
+
     /// Answers by itself.
     pub fn reject(mut self, reason: Reason, retried: bool) -> Served {
         if reason == Reason::ClientGone {
@@ -96,6 +104,10 @@ impl Flight {
         self.record.head_sent = Some(Instant::now());
         if let Some(status) = reply.fields.0.get(GRPC_STATUS) {
             self.record.grpc_status = status.to_str().ok().and_then(|v| v.parse().ok());
+        }
+        if self.record.method == http::Method::HEAD {
+            // Whoever made a body for it was wrong, and HTTP/2's codec would send it.
+            reply.body = Body::empty();
         }
         let finish = Finish { flight: self, held };
         if reply.body.is_empty() {

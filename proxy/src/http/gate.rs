@@ -172,7 +172,7 @@ impl<T> Gate<T> {
         let max = self.limits.header_bytes as usize;
         let (head_end, framing) = if self.partial.is_empty() {
             // Empty lines before a request line are allowed.
-            let skip = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+            let skip = 2 * bytes.chunks_exact(2).take_while(|two| two == b"\r\n").count();
             if skip == bytes.len() {
                 return Ok(skip);
             }
@@ -375,6 +375,12 @@ fn judge_head(head: &[u8], limits: &Limits) -> Result<Framing, Reason> {
         return Err(Reason::Malformed);
     }
     if target.iter().any(|b| *b <= b' ' || *b == 0x7f) {
+        return Err(Reason::Malformed);
+    }
+    // The codec takes `admin` for a host and asks for its root.
+    let absolute = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|t| t.eq_ignore_ascii_case(scheme));
+    let form = target[0] == b'/' || absolute(b"http://") || absolute(b"https://") || target == b"*";
+    if !form && method != b"CONNECT" {
         return Err(Reason::Malformed);
     }
     let old = match version {

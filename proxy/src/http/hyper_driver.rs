@@ -9,7 +9,7 @@ use super::gate::{Control, Gate};
 use super::stall::{Link, Offered, Streams};
 use crate::worker::{Phase, Worker};
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Version};
 use http_body::{Body as _, Frame};
@@ -513,6 +513,10 @@ fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
         fields.0.insert(HOST, host.unwrap_or(HeaderValue::from_static("")));
     }
     let connect = method == http::Method::CONNECT;
+    // For methods that rarely have a body the codec sends none unless it is told to.
+    if !http2 && !connect && !request.body.is_empty() && request.body.length().is_none() {
+        fields.0.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     let mut message = hyper::Request::new(request.body);
     let mut uri = http::uri::Parts::default();
     if connect {
@@ -536,6 +540,7 @@ fn take_back(message: hyper::Request<Body>) -> Request {
     let (mut parts, body) = message.into_parts();
     let uri = parts.uri.into_parts();
     let path = uri.path_and_query.unwrap_or(PathAndQuery::from_static("/"));
+    parts.headers.remove(TRANSFER_ENCODING);
     let host = parts.headers.remove(HOST).and_then(|v| Authority::try_from(v.as_bytes()).ok());
     Request {
         head: Head {

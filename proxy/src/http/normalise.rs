@@ -80,7 +80,9 @@ fn authority(head: &mut Head) -> Result<(), Reason> {
     if let Some(authority) = &head.authority {
         let text = authority.as_str();
         let port_text = text.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map(|(_, port)| port);
-        let bad_port = port_text.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..)));
+        // Digits alone: the parser of numbers takes a sign as well.
+        let digits = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
+        let bad_port = port_text.is_some_and(|port| !digits(port) || !matches!(port.parse::<u16>(), Ok(1..)));
         if text.contains('@') || bad_port || authority.host().is_empty() {
             return Err(Reason::Malformed);
         }

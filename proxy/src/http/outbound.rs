@@ -34,7 +34,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     // One reading of the request before anything looks at it.
     let asked = match normalise::request(&mut request.head, conn.mesh) {
         Ok(asked) => asked,
-        Err(reason) => return flight.reject(reason, false),
+        Err(reason) => return flight.refuse(&request.head, reason),
     };
     identify(&worker, &conn, &mut flight, &mut request.head);
 
@@ -197,7 +197,10 @@ fn request_id(a: u64, b: u64) -> HeaderValue {
         text[at + 1] = HEX[usize::from(byte & 15)];
         at += 2;
     }
-    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
+    let mut value = HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"));
+    // Never the same twice: HPACK's table is better kept for what is.
+    value.set_sensitive(true);
+    value
 }
 
 /// Host without port, lower case; empty where the client named none.

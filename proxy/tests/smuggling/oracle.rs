@@ -150,6 +150,8 @@ impl<'a> Reader<'a> {
         let all = |name: &str| -> Vec<&[u8]> { fields.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_slice()).collect() };
         match all("host")[..] {
             [] if old => {}
+            // What had none gets an empty one on its way.
+            [[]] => odd = true,
             [host] => {
                 if !is_authority(host) {
                     return Err(Stop::Bad("host"));
