@@ -66,7 +66,11 @@ fn finishes(drain_client_side: bool) {
         let mut streams = Vec::new();
         for n in 0..10 {
             let client = Http2::connect(out_addr).await.expect("h2c").authority(HOST);
-            let head = client.head("POST", &format!("/stream/{n}"), &[("content-type", "application/grpc"), ("te", "trailers")]);
+            let head = client.head(
+                "POST",
+                &format!("/stream/{n}"),
+                &[("content-type", "application/grpc"), ("te", "trailers")],
+            );
             let (response, mut send) = client.open(head, false).await.expect("open");
             send.send_data(grpc_frame(b"before"), false).expect("send");
             let mut recv = response.await.expect("head").into_body();
@@ -196,7 +200,8 @@ fn what_does_not_end_is_cut_and_counted() {
 /// Signals, and the admin's word, in all spellings.
 #[test]
 fn ways_to_go() {
-    let app = Backend::start(std::sync::Arc::new(|seen| if seen.path() == "/hang" { Action::Hang } else { Action::Echo }));
+    let app =
+        Backend::start(std::sync::Arc::new(|seen| if seen.path() == "/hang" { Action::Hang } else { Action::Echo }));
     let certs = Certs::new();
     let mut ways = 0;
     let start = |delay: &str| {

@@ -242,9 +242,8 @@ impl Proxy {
     pub fn limit_fds(&self, files: u64) {
         let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
         // SAFETY: a plain system call on our own child; the limit lives as long as the call.
-        let done = unsafe {
-            libc::prlimit(self.child.id() as libc::pid_t, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut())
-        };
+        let done =
+            unsafe { libc::prlimit(self.child.id() as libc::pid_t, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     }
 
