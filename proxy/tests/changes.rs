@@ -39,7 +39,10 @@ struct Load {
 
 impl Load {
     fn start(target: SocketAddr) -> Self {
-        let load = Self { gen_: LoadGen::start(Plan::new(target, HOST, rate())), began: Instant::now() };
+        // The machine may be busy: what comes late is not lost.
+        let patient =
+            Plan { timeout: Duration::from_secs(30), late: Duration::from_secs(5), ..Plan::new(target, HOST, rate()) };
+        let load = Self { gen_: LoadGen::start(patient), began: Instant::now() };
         until("load flows", SOON, || load.gen_.so_far().ok > 20);
         load
     }
@@ -291,24 +294,26 @@ fn one_of_two_backends_replaced_ten_times() {
     pair.in_side.apply(&pair.inn);
     let load = Load::start(pair.out_addr);
     let pause = length() / 10;
-    let mut served = 0;
+    let (mut used, mut served) = (0, 0);
     for n in 0..10 {
         let at = Instant::now();
         let next = Backend::named(&format!("next{n}"));
         pair.in_side.services = vec![local(&stays, &next)];
         pair.in_side.apply(&pair.inn);
         let old = std::mem::replace(&mut goes, next);
-        // Read before it goes: requests in flight are few, but they are counted when they come in.
-        until("in flight are done", SOON, || old.counts().in_flight.load(std::sync::atomic::Ordering::SeqCst) == 0);
+        // It goes when nobody speaks to it any more; HTTP/1 has no other safe moment. (Requests count when they come in.)
+        until("connections to the old one end", SOON, || old.open_connections() == 0);
+        used += usize::from(old.requests() > 0);
         served += old.requests();
-        assert!(old.requests() > 0, "number {n} was used");
         old.shutdown();
         std::thread::sleep(pause.saturating_sub(at.elapsed()));
     }
     let totals = load.stop("one of two backends replaced 10 times");
     books_balance("backends", totals.sent, &[&pair.out]);
     books_balance("backends", totals.sent, &[&pair.inn]);
+    assert_eq!(used, 10, "each of them had its share");
     assert_eq!(served + goes.requests() + stays.requests(), totals.sent);
+    println!("the last one had {} of them, the one that stays {}", goes.requests(), stays.requests());
 }
 
 /// The next inbound proxy listens beside the old one on the same port, then the old one drains.

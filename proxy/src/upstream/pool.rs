@@ -96,6 +96,9 @@ impl Drop for Lease {
             shared.in_flight.set(left);
             if left == 0 {
                 shared.idle_since.set(Instant::now());
+                if shared.retired.get() || self.pool.endpoint.is_gone() {
+                    self.pool.shared.borrow_mut().retain(|s| !Rc::ptr_eq(s, shared));
+                }
             }
         }
     }
