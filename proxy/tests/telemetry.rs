@@ -256,14 +256,25 @@ fn traffic(front: &Front, app: &Backend) {
 }
 
 /// Requests that `traffic` starts and whose heads were good enough to be requests.
-const TRAFFIC: f64 = 5.0 + 3.0 + 1.0 + 2.0 + 1.0 + 3.0;
+const TRAFFIC: u64 = 5 + 3 + 1 + 2 + 1 + 3;
+/// Those that go no further than the first proxy.
+const REFUSED: u64 = 1;
 
-fn stat(proxy: &Proxy, name: &str) -> u64 {
+/// Of one page, so that they belong together.
+fn stats(proxy: &Proxy, names: &[&str]) -> Vec<u64> {
     let (status, text) = proxy.admin_get("/stats");
     assert_eq!(status, 200);
-    let line =
-        text.lines().find(|l| l.starts_with(&format!("{name}: "))).unwrap_or_else(|| panic!("no {name} in {text}"));
-    line.rsplit(' ').next().unwrap().parse().unwrap()
+    let value = |name: &&str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": "));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    };
+    names.iter().map(value).collect()
+}
+
+/// Started, in flight, completed.
+fn requests(proxy: &Proxy) -> [u64; 3] {
+    let names = ["server.downstream_rq_total", "server.downstream_rq_active", "server.downstream_rq_completed"];
+    stats(proxy, &names).try_into().unwrap()
 }
 
 fn lines(proxy: &Proxy) -> Vec<serde_json::Value> {
@@ -286,19 +297,16 @@ fn each_request_is_told_once() {
             // One stays in flight while we look.
             let mut waiting = http1(front.addr);
             waiting.send("GET /hang HTTP/1.1\r\nHost: app.test\r\n\r\n").unwrap();
-            for proxy in &front.proxies {
-                until("one is in flight", LIMIT, || stat(proxy, "server.downstream_rq_active") == 1);
-                let (all, done) =
-                    (stat(proxy, "server.downstream_rq_total"), stat(proxy, "server.downstream_rq_completed"));
-                assert_eq!(all, done + 1, "{}", front.name);
+            for (proxy, done) in front.proxies.iter().zip([TRAFFIC, TRAFFIC - REFUSED]) {
+                // A worker that is busy reports with the next page.
+                let seen = poll(LIMIT, || Some(requests(proxy)).filter(|r| *r == [done + 1, 1, done]));
+                assert!(seen.is_some(), "{}: {:?}, not {:?}", front.name, requests(proxy), [done + 1, 1, done]);
                 assert_eq!(proxy.metric("weft_active_requests", &[]), 1.0);
             }
-            assert_eq!(stat(front.near(), "server.downstream_rq_completed") as f64, TRAFFIC, "{}", front.name);
-            // This one says goodbye politely, as half-closing clients that still listen do: it is waited for a while.
-            drop(waiting);
+            waiting.stream.reset();
             for proxy in &front.proxies {
-                until("none is in flight", LIMIT, || stat(proxy, "server.downstream_rq_active") == 0);
-                let all = stat(proxy, "server.downstream_rq_total");
+                until("none is in flight", LIMIT, || requests(proxy)[1..] == [0, requests(proxy)[0]]);
+                let all = requests(proxy)[0];
                 assert_eq!(proxy.wait_metric("weft_http_requests_total", &[], all as f64, LIMIT), all as f64);
                 assert_eq!(sum_metric(&proxy.metrics(), "weft_http_request_duration_seconds_count", &[]), all as f64);
                 until("each has its line", LIMIT, || lines(proxy).len() as u64 >= all);
@@ -386,6 +394,23 @@ fn each_request_is_told_once() {
     }
 }
 
+/// A client that goes with a clean end might be half-closing and still listen: it is believed for a while, not for ever.
+#[test]
+fn clients_that_leave_politely_are_missed() {
+    let app = Backend::start(Arc::new(|_| Action::Hang));
+    let front = hop(app.addr(), Setup { telemetry: "accessLog: json", ..Setup::default() });
+    let mut client = http1(front.addr);
+    client.send("GET /hang HTTP/1.1\r\nHost: app.test\r\n\r\n").unwrap();
+    until("it is in flight", LIMIT, || app.requests() == 1);
+    drop(client);
+    let line = front.near().wait_log(|l| l.contains("\"path\":\"/hang\""), 2 * LIMIT);
+    assert!(line.contains("\"status\":499") && line.contains("\"flags\":\"DC\""), "{line}");
+    let (requests, connections) = ("weft_backend_active_requests", "weft_backend_active_connections");
+    until("the app is left alone", LIMIT, || {
+        front.near().metric(requests, &[]) + front.near().metric(connections, &[]) == 0.0
+    });
+}
+
 #[test]
 fn the_text_log_is_istios() {
     let app = Backend::start(echo());
@@ -414,6 +439,12 @@ fn prometheus_reads_it_and_promtool_has_nothing_to_say() {
     client.read_exact(&mut [0; 5]).unwrap();
     drop(client);
     let all: Vec<&Proxy> = front.proxies.iter().chain(&tcp.proxies).collect();
+    // Something for the rare families: plaintext where STRICT reigns.
+    let inside = std::fs::read_to_string(front.far().config_path()).unwrap();
+    let inside: std::net::SocketAddr =
+        inside.split("role: inbound, address: ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+    assert!(http1(inside).request("GET", "/", &[], b"").is_err());
+    front.far().wait_metric("weft_tcp_rejected_total", &[("reason", "plaintext")], 1.0, LIMIT);
     let mut families = std::collections::BTreeSet::new();
     for proxy in &all {
         proxy.wait_metric(
@@ -502,6 +533,43 @@ fn prometheus_reads_it_and_promtool_has_nothing_to_say() {
     assert_eq!(prometheus.query("count(weft_proxy_info)")[0].1, 4.0);
 }
 
+/// What the sources count by name is described for whoever scrapes, and documented.
+#[test]
+fn every_family_is_documented() {
+    fn sources(folder: &std::path::Path, found: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => sources(&path, found),
+                false if path.ends_with("tests.rs") => {}
+                false => found.push_str(&std::fs::read_to_string(path).unwrap()),
+            }
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut code, docs) = (String::new(), std::fs::read_to_string(root.join("../docs/telemetry.md")).unwrap());
+    sources(&root.join("src"), &mut code);
+    let names = |text: &str| -> std::collections::BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.filter(|w| w.starts_with("weft_") && !w.starts_with("weft_test")).map(String::from).collect()
+    };
+    let quoted = |text: &str| -> std::collections::BTreeSet<String> {
+        names(text).into_iter().filter(|n| text.contains(&format!("\"{n}\""))).collect()
+    };
+    let families: Vec<_> =
+        quoted(&code).into_iter().filter(|n| !n.ends_with("_count") && !n.ends_with("_bucket")).collect();
+    assert!(families.len() > 30, "{families:?}");
+    let documented = names(&docs);
+    let missing: Vec<_> = families.iter().filter(|n| !documented.contains(*n)).collect();
+    assert!(missing.is_empty(), "not in docs/telemetry.md: {missing:?}");
+    let gone: Vec<_> = documented.iter().filter(|n| !code.contains(*n)).collect();
+    assert!(gone.is_empty(), "only in docs/telemetry.md: {gone:?}");
+    for rare in code.split("counter!(\"").skip(1).chain(code.split("gauge!(\"").skip(1)) {
+        let name = rare.split('"').next().unwrap();
+        assert!(code.contains(&format!("(\"{name}\", \"")), "{name} has no description");
+    }
+}
+
 fn admin_of(proxy: &Proxy) -> std::net::SocketAddr {
     let yaml = std::fs::read_to_string(proxy.config_path()).unwrap();
     yaml.lines().find_map(|l| l.strip_prefix("admin: ")).unwrap().parse().unwrap()
@@ -529,9 +597,8 @@ fn operators_are_answered() {
     assert_eq!(near.admin_get("/ready"), (200, "LIVE\n".into()));
     assert_eq!(near.admin_get("/live").0, 200);
     near.wait_metric("weft_http_requests_total", &[], 3.0, LIMIT);
-    assert_eq!(stat(near, "server.downstream_rq_total"), 3);
-    assert_eq!(stat(near, "server.live"), 1);
-    assert_eq!(stat(near, "cluster.outbound|80||app.demo.svc.cluster.local.upstream_cx_active"), 1);
+    let connections = "cluster.outbound|80||app.demo.svc.cluster.local.upstream_cx_active";
+    assert_eq!(stats(near, &["server.downstream_rq_total", "server.live", connections]), [3, 1, 1]);
     let clusters = near.admin_get("/clusters").1;
     for line in [
         "outbound|80||app.demo.svc.cluster.local::default_priority::max_connections::7",

@@ -95,19 +95,7 @@ impl std::fmt::Debug for Tunnel {
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Of answers; requests come in frames of the protocol's own size, which is what h2spec's case 4.2/3 takes for granted.
-const MAX_FRAME: u32 = 64 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
-
-#[derive(Clone, Copy)]
-struct Local;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
-}
 
 /// What the driver serves.
 pub trait Serve {
