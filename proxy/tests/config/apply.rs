@@ -198,7 +198,7 @@ fn names_become_endpoints() {
     let both = rig.endpoints("other");
     let ids: Vec<String> = both.iter().map(|e| e.id.to_string()).collect();
     assert_eq!(ids, ["db.example.com/10.9.0.1:5432", "db.example.com/[fd00::1]:5432", "10.2.0.1:1"]);
-    assert_eq!(both[0].weight, 3);
+    assert_eq!(both[0].weight(), 3);
     rig.applier.answer(&name, vec![b]);
     assert!(same(&rig.endpoints("other"), &both[1..]));
     // A reload keeps what is known of the name.
