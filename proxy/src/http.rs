@@ -7,6 +7,7 @@ pub mod exchange;
 pub mod flight;
 pub mod flood;
 pub mod gate;
+pub mod h2_client;
 pub mod hyper_driver;
 pub mod inbound;
 pub mod mirror;

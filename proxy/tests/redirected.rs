@@ -180,7 +180,12 @@ fn apps_need_not_know() {
     w.far.wait_metric("weft_tcp_connections_opened_total", &[], 4.0, LIMIT);
     for name in ["weft_http_requests_total", "weft_tcp_connections_opened_total"] {
         let all = w.far.metric(name, &[]);
-        assert_eq!(w.far.metric(name, &[("source_identity", PEER), ("tls", "mutual_tls")]), all, "{name}: {}", w.far.metrics());
+        assert_eq!(
+            w.far.metric(name, &[("source_identity", PEER), ("tls", "mutual_tls")]),
+            all,
+            "{name}: {}",
+            w.far.metrics()
+        );
     }
     assert_eq!(w.far.metric("weft_http_requests_total", &[]), 8.0);
     // The log has the address that was dialled, in its own family.
@@ -215,7 +220,9 @@ fn unknown_destinations_and_ports_left_alone() {
         // Nobody listens there.
         assert_eq!(w.end(addr(server, 8085), b"\xff\xff"), End::Reset, "{server}");
         // Those who dial the proxy itself would go in circles.
-        for (proxy, port) in [(*client, 15001), (if client.contains(':') { "::1" } else { "127.0.0.1" }, 15001), (server, 15006)] {
+        for (proxy, port) in
+            [(*client, 15001), (if client.contains(':') { "::1" } else { "127.0.0.1" }, 15001), (server, 15006)]
+        {
             assert_eq!(w.end(addr(proxy, port), b"\xff\xff"), End::Reset, "{proxy}:{port}");
         }
         ran += 7;
@@ -232,7 +239,9 @@ fn unknown_destinations_and_ports_left_alone() {
     w.near.reconfigure(&yaml.replace("unknown: allow", "unknown: deny"));
     w.near.sighup();
     for server in SERVER {
-        let refused = weft_testkit::wait::poll(LIMIT, || Some(w.get(addr(server, 9999), "nobody.test").status).filter(|s| *s != 200));
+        let refused = weft_testkit::wait::poll(LIMIT, || {
+            Some(w.get(addr(server, 9999), "nobody.test").status).filter(|s| *s != 200)
+        });
         assert_eq!(refused, Some(502), "{server}");
         assert_eq!(w.end(addr(server, 9999), b"\xff\xff"), End::Reset, "{server}");
     }
@@ -246,7 +255,9 @@ fn unknown_destinations_and_ports_left_alone() {
 
 /// What a process whose traffic is not redirected gets for an answer.
 fn outside(mut bash: std::process::Command, host: &str, port: u16) -> String {
-    let script = format!("exec 3<>/dev/tcp/{host}/{port} && printf 'GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n' >&3 && timeout 5 cat <&3");
+    let script = format!(
+        "exec 3<>/dev/tcp/{host}/{port} && printf 'GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n' >&3 && timeout 5 cat <&3"
+    );
     let output = bash.args(["-c", &script]).output().expect("bash");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

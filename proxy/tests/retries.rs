@@ -210,6 +210,15 @@ fn bodies() {
         ran += 1;
     }
     assert_eq!(ran, 8);
+    // An endpoint that answers before it has read: what it did not read is sent to the next one all the same.
+    backend
+        .set(Arc::new(|seen| if seen.attempt == 1 { Action::Early(Reply::text(503, "early")) } else { Action::Echo }));
+    for i in 0..10 {
+        let id = id();
+        let answer = hop.send("POST", "/", &[("x-request-id", &id)], &vec![b'z'; 60_000]);
+        assert_eq!((answer.status, backend.attempts(&id)), (200, 2), "{i}: {}", answer.text());
+        assert_eq!(answer.json()["body_len"], 60_000);
+    }
     // Where nothing of it was sent, a body of any size may be tried elsewhere.
     let dead = free_addr();
     hop.change(&web(&[dead, backend.addr()], "", "balance: {algorithm: roundRobin}"));

@@ -405,6 +405,18 @@ fn balancing() {
     assert!(order.windows(3).all(|w| w[0] != w[1] && w[1] != w[2] && w[0] != w[2]), "{order:?}");
 
     let fresh = || backends.iter().for_each(Backend::clear);
+    // By weight, evenly spread; an endpoint that drains gets nothing new.
+    let endpoint = |i: usize, more: &str| format!("{{address: '{}', {more}}}", backends[i].addr());
+    let weighted = format!(
+        "- {{name: web, port: 80, endpoints: [{}, {}, {}], policy: {{balance: {{algorithm: roundRobin}}}}}}",
+        endpoint(0, "weight: 2"),
+        endpoint(1, "weight: 4"),
+        endpoint(2, "draining: true")
+    );
+    hop.change(&weighted);
+    backends.iter().for_each(Backend::clear);
+    (0..30).for_each(|_| drop(client.get("/")));
+    assert_eq!(counts(), [10, 20, 0]);
     hop.change(&balanced(&backends, "{algorithm: random}"));
     fresh();
     (0..600).for_each(|_| drop(client.get("/")));
@@ -428,10 +440,12 @@ fn balancing() {
     fresh();
     backends[0].set(always(Reply::text(200, "slow").delayed(Duration::from_secs(4))));
     std::thread::scope(|scope| {
-        for _ in 0..12 {
+        let at = || backends[0].counts().in_flight.load(std::sync::atomic::Ordering::SeqCst);
+        while at() == 0 {
             scope.spawn(|| hop.get("/"));
+            std::thread::sleep(Duration::from_millis(50));
         }
-        until("one is at the slow endpoint", SOON, || backends[0].requests() > 0);
+        until("only it is busy", SOON, || hop.held("active_requests") == at() as f64);
         let mut client = hop.client();
         let who: Vec<String> = (0..40).map(|_| by(&client.get("/"))).collect();
         assert!(who.iter().all(|w| w == "b1" || w == "b2"), "{who:?}");

@@ -70,7 +70,12 @@ fn bytes_go_both_ways() {
         }
         if front.name == "pair" {
             let labels = [("source_identity", "spiffe://cluster.local/ns/demo/sa/web"), ("tls", "mutual_tls")];
-            assert_eq!(front.far().metric("weft_tcp_connections_opened_total", &labels), 1.0, "{}", front.far().metrics());
+            assert_eq!(
+                front.far().metric("weft_tcp_connections_opened_total", &labels),
+                1.0,
+                "{}",
+                front.far().metrics()
+            );
         }
     }
 }
@@ -121,7 +126,8 @@ fn half_closes() {
 /// A break is passed on as a break, never as a clean end.
 #[test]
 fn resets() {
-    let app = RawBackend::start(|_| vec![Step::Take(1), Step::Send(b"half an ans".to_vec()), Step::Take(1), Step::Reset]);
+    let app =
+        RawBackend::start(|_| vec![Step::Take(1), Step::Send(b"half an ans".to_vec()), Step::Take(1), Step::Reset]);
     for front in ways(app.addr()) {
         let mut client = connect(front.addr);
         client.write_all(b"\xff").unwrap();
@@ -171,7 +177,10 @@ fn tls_is_passed_on_by_its_server_name() {
     for protocol in ["tls", "detect"] {
         let (addr, admin) = (free_addr(), free_addr());
         let service = |name: &str, names: &str, to: SocketAddr| {
-            format!("- {{name: {name}, port: {}, protocol: tls, serverNames: [{names}], endpoints: [\"{to}\"]}}\n", addr.port())
+            format!(
+                "- {{name: {name}, port: {}, protocol: tls, serverNames: [{names}], endpoints: [\"{to}\"]}}\n",
+                addr.port()
+            )
         };
         let yaml = format!(
             "admin: {admin}\nlisteners:\n- {{name: out, role: outbound, address: {addr}, protocol: {protocol}, unknown: deny}}\nservices:\n{}{}",
@@ -179,10 +188,14 @@ fn tls_is_passed_on_by_its_server_name() {
             service("b", "b.test, '*.b.test'", b.addr())
         );
         let proxy = start(&yaml, admin);
-        for (name, expected) in [("a.test", Some("a.test")), ("b.test", Some("b.test")), ("A.Test", Some("a.test")), ("c.test", None)] {
+        for (name, expected) in
+            [("a.test", Some("a.test")), ("b.test", Some("b.test")), ("A.Test", Some("a.test")), ("c.test", None)]
+        {
             // Verified end to end: the proxy has no key that could have answered.
             let config = weft_testkit::tls::verifying_client(&[&ca], None, &["http/1.1"]);
-            let got = weft_testkit::client::Http1::tls(addr, &config, name).ok().and_then(|mut c| c.request("GET", "/", &[], b"").ok());
+            let got = weft_testkit::client::Http1::tls(addr, &config, name)
+                .ok()
+                .and_then(|mut c| c.request("GET", "/", &[], b"").ok());
             let backend = got.map(|g| g.json()["backend"].as_str().unwrap_or_default().to_string());
             assert_eq!(backend.as_deref(), expected, "{protocol} {name}");
             ran += 1;
@@ -192,7 +205,11 @@ fn tls_is_passed_on_by_its_server_name() {
             let client = Http2::connect_tls(addr, &config, "b.test").await.unwrap();
             assert_eq!(client.request("GET", "/", &[], b"").await.unwrap().json()["version"], "HTTP/2.0");
         });
-        assert!(proxy.metric("weft_tcp_connections_opened_total", &[("destination_service", "a")]) >= 2.0, "{}", proxy.metrics());
+        assert!(
+            proxy.metric("weft_tcp_connections_opened_total", &[("destination_service", "a")]) >= 2.0,
+            "{}",
+            proxy.metrics()
+        );
     }
     assert_eq!(ran, 8);
 }
@@ -206,10 +223,19 @@ fn sniffed() {
         assert_eq!(http1(front.addr).get("/").json()["version"], "HTTP/1.1", "{}", front.name);
         block_on(async {
             let client = Http2::connect(front.addr).await.unwrap();
-            assert_eq!(client.request("GET", "/", &[], b"").await.unwrap().json()["version"], "HTTP/2.0", "{}", front.name);
+            assert_eq!(
+                client.request("GET", "/", &[], b"").await.unwrap().json()["version"],
+                "HTTP/2.0",
+                "{}",
+                front.name
+            );
         });
         // One byte at a time, methods nobody has heard of, an empty line in front.
-        for request in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", "FROBNICATE / HTTP/1.1\r\nHost: a\r\n\r\n", "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        for request in [
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "FROBNICATE / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
             let mut client = http1(front.addr);
             for byte in request.bytes() {
                 client.send([byte]).unwrap();
@@ -255,7 +281,9 @@ fn declared() {
         }
     }
     let seen = app.connections();
-    for (protocol, bytes) in [("http", "EHLO me\r\n\r\n"), ("http1", "EHLO me\r\n\r\n"), ("http", "\x01\x02\x03\r\n\r\n")] {
+    for (protocol, bytes) in
+        [("http", "EHLO me\r\n\r\n"), ("http1", "EHLO me\r\n\r\n"), ("http", "\x01\x02\x03\r\n\r\n")]
+    {
         let service = format!("  protocol: {protocol}");
         for front in fronts(app.addr(), Setup { service: &service, ..Setup::default() }) {
             let mut client = http1(front.addr);

@@ -40,7 +40,9 @@ fn by(spans: &[Received], service: &str, kind: i32) -> Vec<Received> {
 fn one_request_is_one_trace() {
     let receiver = Receiver::start();
     let telemetry = tracing(&receiver, 0.0, true);
-    let app = Backend::start(Arc::new(|seen| if seen.attempt == 1 { Action::Reply(Reply::text(503, "not yet")) } else { Action::Echo }));
+    let app = Backend::start(Arc::new(|seen| {
+        if seen.attempt == 1 { Action::Reply(Reply::text(503, "not yet")) } else { Action::Echo }
+    }));
     let service = "  routes:\n  - {name: all, retry: {attempts: 2, on: 5xx, backoff: {base: 1ms, max: 2ms}}}";
     let front = pair(app.addr(), Setup { telemetry: &telemetry, service, ..Setup::default() });
     let (trace, caller) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
@@ -100,7 +102,10 @@ fn sampling_follows_the_parent() {
         let mut client = http1(front.addr);
         for n in 0..20 {
             for sampled in ["01", "00"] {
-                assert_eq!(client.request("GET", "/", &[("traceparent", &parent(n, sampled))], b"").unwrap().status, 200);
+                assert_eq!(
+                    client.request("GET", "/", &[("traceparent", &parent(n, sampled))], b"").unwrap().status,
+                    200
+                );
             }
             assert_eq!(client.get("/root").status, 200);
             // No context to take over: a root like any other.
@@ -208,7 +213,9 @@ fn traffic(front: &Front, app: &Backend) {
         "/reset" => Action::ResetConnection,
         "/cut" => Action::Reply(Reply { cut_after: Some(3), ..Reply::text(200, "abcdef") }),
         "/hang" => Action::Hang,
-        "/forever" => Action::Reply(Reply { forever: true, delay_chunk: Duration::from_millis(5), ..Reply::text(200, "more ") }),
+        "/forever" => {
+            Action::Reply(Reply { forever: true, delay_chunk: Duration::from_millis(5), ..Reply::text(200, "more ") })
+        }
         _ if seen.is_grpc() => Action::Reply(Reply::grpc(5, b"not here")),
         _ => Action::Echo,
     }));
@@ -237,7 +244,8 @@ fn traffic(front: &Front, app: &Backend) {
     block_on(async {
         let client = Http2::connect(front.addr).await.unwrap();
         assert_eq!(client.request("GET", "/h2", &[], b"").await.unwrap().status, 200);
-        let got = client.request("POST", "/t.S/M", &[("content-type", "application/grpc")], &grpc_frame(b"x")).await.unwrap();
+        let got =
+            client.request("POST", "/t.S/M", &[("content-type", "application/grpc")], &grpc_frame(b"x")).await.unwrap();
         assert_eq!(got.grpc_status(), Some("5"));
         let (response, _send) = client.open(client.head("GET", "/hang", &[]), true).await.unwrap();
         let before = app.requests();
@@ -248,17 +256,34 @@ fn traffic(front: &Front, app: &Backend) {
 }
 
 /// Requests that `traffic` starts and whose heads were good enough to be requests.
-const TRAFFIC: f64 = 5.0 + 3.0 + 1.0 + 2.0 + 1.0 + 3.0;
+const TRAFFIC: u64 = 5 + 3 + 1 + 2 + 1 + 3;
+/// Those that go no further than the first proxy.
+const REFUSED: u64 = 1;
 
-fn stat(proxy: &Proxy, name: &str) -> u64 {
+/// Of one page, so that they belong together.
+fn stats(proxy: &Proxy, names: &[&str]) -> Vec<u64> {
     let (status, text) = proxy.admin_get("/stats");
     assert_eq!(status, 200);
-    let line = text.lines().find(|l| l.starts_with(&format!("{name}: "))).unwrap_or_else(|| panic!("no {name} in {text}"));
-    line.rsplit(' ').next().unwrap().parse().unwrap()
+    let value = |name: &&str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": "));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    };
+    names.iter().map(value).collect()
+}
+
+/// Started, in flight, completed.
+fn requests(proxy: &Proxy) -> [u64; 3] {
+    let names = ["server.downstream_rq_total", "server.downstream_rq_active", "server.downstream_rq_completed"];
+    stats(proxy, &names).try_into().unwrap()
 }
 
 fn lines(proxy: &Proxy) -> Vec<serde_json::Value> {
-    proxy.log_lines().iter().filter(|l| l.starts_with("{\"ts\"")).map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+    proxy
+        .log_lines()
+        .iter()
+        .filter(|l| l.starts_with("{\"ts\""))
+        .map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}")))
+        .collect()
 }
 
 /// Each request that began is counted once and logged once, whatever became of it.
@@ -272,18 +297,16 @@ fn each_request_is_told_once() {
             // One stays in flight while we look.
             let mut waiting = http1(front.addr);
             waiting.send("GET /hang HTTP/1.1\r\nHost: app.test\r\n\r\n").unwrap();
-            for proxy in &front.proxies {
-                until("one is in flight", LIMIT, || stat(proxy, "server.downstream_rq_active") == 1);
-                let (all, done) = (stat(proxy, "server.downstream_rq_total"), stat(proxy, "server.downstream_rq_completed"));
-                assert_eq!(all, done + 1, "{}", front.name);
+            for (proxy, done) in front.proxies.iter().zip([TRAFFIC, TRAFFIC - REFUSED]) {
+                // A worker that is busy reports with the next page.
+                let seen = poll(LIMIT, || Some(requests(proxy)).filter(|r| *r == [done + 1, 1, done]));
+                assert!(seen.is_some(), "{}: {:?}, not {:?}", front.name, requests(proxy), [done + 1, 1, done]);
                 assert_eq!(proxy.metric("weft_active_requests", &[]), 1.0);
             }
-            assert_eq!(stat(front.near(), "server.downstream_rq_completed") as f64, TRAFFIC, "{}", front.name);
-            // This one says goodbye politely, as half-closing clients that still listen do: it is waited for a while.
-            drop(waiting);
+            waiting.stream.reset();
             for proxy in &front.proxies {
-                until("none is in flight", LIMIT, || stat(proxy, "server.downstream_rq_active") == 0);
-                let all = stat(proxy, "server.downstream_rq_total");
+                until("none is in flight", LIMIT, || requests(proxy)[1..] == [0, requests(proxy)[0]]);
+                let all = requests(proxy)[0];
                 assert_eq!(proxy.wait_metric("weft_http_requests_total", &[], all as f64, LIMIT), all as f64);
                 assert_eq!(sum_metric(&proxy.metrics(), "weft_http_request_duration_seconds_count", &[]), all as f64);
                 until("each has its line", LIMIT, || lines(proxy).len() as u64 >= all);
@@ -292,8 +315,26 @@ fn each_request_is_told_once() {
                 let ids: std::collections::HashSet<_> = lines.iter().map(|l| l["request_id"].to_string()).collect();
                 assert!(ids.len() + 1 >= lines.len(), "a request was logged twice: {lines:#?}");
                 for line in &lines {
-                    for key in ["ts", "app", "component", "listener", "role", "method", "path", "protocol", "status", "flags", "reason",
-                        "duration_ms", "request_bytes", "response_bytes", "attempts", "peer", "destination", "trace_id"] {
+                    for key in [
+                        "ts",
+                        "app",
+                        "component",
+                        "listener",
+                        "role",
+                        "method",
+                        "path",
+                        "protocol",
+                        "status",
+                        "flags",
+                        "reason",
+                        "duration_ms",
+                        "request_bytes",
+                        "response_bytes",
+                        "attempts",
+                        "peer",
+                        "destination",
+                        "trace_id",
+                    ] {
                         assert!(!line[key].is_null(), "no {key} in {line}");
                     }
                     assert_eq!(line["reason"] == "none", line["why"].is_null(), "{line}");
@@ -302,23 +343,45 @@ fn each_request_is_told_once() {
             let lines = lines(front.near());
             let of = |path: &str| lines.iter().filter(|l| l["path"] == path).collect::<Vec<_>>();
             let up = of("/up")[0];
-            assert_eq!((up["method"].as_str(), up["request_bytes"].as_u64(), up["user_agent"].as_str()), (Some("POST"), Some(10_000), Some("quo\"te")));
-            assert_eq!((up["status"].as_u64(), up["reason"].as_str(), up["backend"].as_str()), (Some(200), Some("none"), Some("app.demo:80")));
+            assert_eq!(
+                (up["method"].as_str(), up["request_bytes"].as_u64(), up["user_agent"].as_str()),
+                (Some("POST"), Some(10_000), Some("quo\"te"))
+            );
+            assert_eq!(
+                (up["status"].as_u64(), up["reason"].as_str(), up["backend"].as_str()),
+                (Some(200), Some("none"), Some("app.demo:80"))
+            );
             assert_eq!((of("/500")[0]["status"].as_u64(), of("/404")[0]["status"].as_u64()), (Some(500), Some(404)));
             let reset = of("/reset")[0];
             assert_eq!(reset["status"], 503, "{reset}");
             let cut = of("/cut")[0];
-            assert_eq!((cut["status"].as_u64(), cut["reason"].as_str()), (Some(200), Some("upstream_broke_off")), "{cut}");
+            assert_eq!(
+                (cut["status"].as_u64(), cut["reason"].as_str()),
+                (Some(200), Some("upstream_broke_off")),
+                "{cut}"
+            );
             let hangs = of("/hang");
             assert_eq!(hangs.len(), 3, "{hangs:?}");
             for hang in hangs {
-                assert_eq!((hang["status"].as_u64(), hang["reason"].as_str()), (Some(499), Some("downstream_remote_disconnect")), "{hang}");
+                assert_eq!(
+                    (hang["status"].as_u64(), hang["reason"].as_str()),
+                    (Some(499), Some("downstream_remote_disconnect")),
+                    "{hang}"
+                );
             }
             let forever = of("/forever")[0];
-            assert_eq!((forever["status"].as_u64(), forever["reason"].as_str()), (Some(200), Some("downstream_remote_disconnect")), "{forever}");
+            assert_eq!(
+                (forever["status"].as_u64(), forever["reason"].as_str()),
+                (Some(200), Some("downstream_remote_disconnect")),
+                "{forever}"
+            );
             assert!(forever["response_bytes"].as_u64() > Some(4), "{forever}");
             let grpc = of("/t.S/M")[0];
-            assert_eq!((grpc["protocol"].as_str(), grpc["grpc_status"].as_u64(), grpc["status"].as_u64()), (Some("grpc"), Some(5), Some(200)), "{grpc}");
+            assert_eq!(
+                (grpc["protocol"].as_str(), grpc["grpc_status"].as_u64(), grpc["status"].as_u64()),
+                (Some("grpc"), Some(5), Some(200)),
+                "{grpc}"
+            );
             if front.name == "pair" {
                 let far = self::lines(front.far());
                 assert!(far.iter().all(|l| l["peer_identity"] == "spiffe://cluster.local/ns/demo/sa/web"), "{far:#?}");
@@ -331,11 +394,30 @@ fn each_request_is_told_once() {
     }
 }
 
+/// A client that goes with a clean end might be half-closing and still listen: it is believed for a while, not for ever.
+#[test]
+fn clients_that_leave_politely_are_missed() {
+    let app = Backend::start(Arc::new(|_| Action::Hang));
+    let front = hop(app.addr(), Setup { telemetry: "accessLog: json", ..Setup::default() });
+    let mut client = http1(front.addr);
+    client.send("GET /hang HTTP/1.1\r\nHost: app.test\r\n\r\n").unwrap();
+    until("it is in flight", LIMIT, || app.requests() == 1);
+    drop(client);
+    let line = front.near().wait_log(|l| l.contains("\"path\":\"/hang\""), 2 * LIMIT);
+    assert!(line.contains("\"status\":499") && line.contains("\"flags\":\"DC\""), "{line}");
+    let (requests, connections) = ("weft_backend_active_requests", "weft_backend_active_connections");
+    until("the app is left alone", LIMIT, || {
+        front.near().metric(requests, &[]) + front.near().metric(connections, &[]) == 0.0
+    });
+}
+
 #[test]
 fn the_text_log_is_istios() {
     let app = Backend::start(echo());
     let front = pair(app.addr(), Setup { telemetry: "accessLog: text", ..Setup::default() });
-    http1(front.addr).request("POST", "/a?b", &[("user-agent", "me"), ("host", "shop.test"), ("x-request-id", "id-1")], b"hello").unwrap();
+    http1(front.addr)
+        .request("POST", "/a?b", &[("user-agent", "me"), ("host", "shop.test"), ("x-request-id", "id-1")], b"hello")
+        .unwrap();
     let line = front.near().wait_log(|l| l.starts_with("[20"), LIMIT);
     let far = front.far().wait_log(|l| l.starts_with("[20"), LIMIT);
     assert!(line.contains("] \"POST /a?b HTTP/1.1\" 200 - via_upstream - \"-\" 5 "), "{line}");
@@ -357,9 +439,20 @@ fn prometheus_reads_it_and_promtool_has_nothing_to_say() {
     client.read_exact(&mut [0; 5]).unwrap();
     drop(client);
     let all: Vec<&Proxy> = front.proxies.iter().chain(&tcp.proxies).collect();
+    // Something for the rare families: plaintext where STRICT reigns.
+    let inside = std::fs::read_to_string(front.far().config_path()).unwrap();
+    let inside: std::net::SocketAddr =
+        inside.split("role: inbound, address: ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+    assert!(http1(inside).request("GET", "/", &[], b"").is_err());
+    front.far().wait_metric("weft_tcp_rejected_total", &[("reason", "plaintext")], 1.0, LIMIT);
     let mut families = std::collections::BTreeSet::new();
     for proxy in &all {
-        proxy.wait_metric("weft_tcp_connections_closed_total", &[], if tcp.proxies.iter().any(|p| p.pid() == proxy.pid()) { 1.0 } else { 0.0 }, LIMIT);
+        proxy.wait_metric(
+            "weft_tcp_connections_closed_total",
+            &[],
+            if tcp.proxies.iter().any(|p| p.pid() == proxy.pid()) { 1.0 } else { 0.0 },
+            LIMIT,
+        );
         let page = proxy.metrics();
         // Their names are as those meshes chose them; promtool would have chosen others. Beyond that it has nothing to say.
         let said = promtool_check(&page).err().unwrap_or_default();
@@ -372,17 +465,43 @@ fn prometheus_reads_it_and_promtool_has_nothing_to_say() {
         families.extend(samples(&page).map(|s| s.name));
     }
     for name in [
-        "weft_http_requests_total", "weft_http_request_bytes_total", "weft_http_response_bytes_total",
-        "weft_http_request_duration_seconds_bucket", "weft_upstream_attempts_total", "weft_tcp_connections_opened_total",
-        "weft_tcp_sent_bytes_total", "weft_connections_total", "weft_active_connections", "weft_active_requests",
-        "weft_backend_active_connections", "weft_backend_endpoints", "weft_cert_expiration_timestamp_seconds",
-        "weft_spans_dropped_total", "weft_log_dropped_total", "weft_scrapes_total", "weft_panics_total", "weft_proxy_info",
-        "process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds",
-        "istio_requests_total", "istio_request_duration_milliseconds_bucket", "istio_request_bytes_bucket",
-        "istio_response_bytes_bucket", "istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total",
-        "istio_tcp_sent_bytes_total", "istio_tcp_received_bytes_total",
-        "request_total", "response_total", "response_latency_ms_bucket", "tcp_open_total", "tcp_close_total",
-        "tcp_read_bytes_total", "tcp_write_bytes_total",
+        "weft_http_requests_total",
+        "weft_http_request_bytes_total",
+        "weft_http_response_bytes_total",
+        "weft_http_request_duration_seconds_bucket",
+        "weft_upstream_attempts_total",
+        "weft_tcp_connections_opened_total",
+        "weft_tcp_sent_bytes_total",
+        "weft_connections_total",
+        "weft_active_connections",
+        "weft_active_requests",
+        "weft_backend_active_connections",
+        "weft_backend_endpoints",
+        "weft_cert_expiration_timestamp_seconds",
+        "weft_spans_dropped_total",
+        "weft_log_dropped_total",
+        "weft_scrapes_total",
+        "weft_panics_total",
+        "weft_proxy_info",
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_start_time_seconds",
+        "istio_requests_total",
+        "istio_request_duration_milliseconds_bucket",
+        "istio_request_bytes_bucket",
+        "istio_response_bytes_bucket",
+        "istio_tcp_connections_opened_total",
+        "istio_tcp_connections_closed_total",
+        "istio_tcp_sent_bytes_total",
+        "istio_tcp_received_bytes_total",
+        "request_total",
+        "response_total",
+        "response_latency_ms_bucket",
+        "tcp_open_total",
+        "tcp_close_total",
+        "tcp_read_bytes_total",
+        "tcp_write_bytes_total",
     ] {
         assert!(families.contains(name), "no {name} in {families:#?}");
     }
@@ -395,7 +514,8 @@ fn prometheus_reads_it_and_promtool_has_nothing_to_say() {
     assert!(weft > 5.0);
     assert_eq!(sum_metric(&page, "istio_requests_total", &[("reporter", "destination")]), weft, "{page}");
     assert_eq!(sum_metric(&page, "request_total", &[("direction", "inbound")]), weft, "{page}");
-    let labels = [("source_principal", "spiffe://cluster.local/ns/demo/sa/web"), ("connection_security_policy", "mutual_tls")];
+    let labels =
+        [("source_principal", "spiffe://cluster.local/ns/demo/sa/web"), ("connection_security_policy", "mutual_tls")];
     assert_eq!(sum_metric(&page, "istio_requests_total", &labels), weft, "{page}");
     // No text of a client's becomes a label.
     assert!(!page.contains("/b?c=d") && !page.contains("quo"), "{page}");
@@ -407,9 +527,47 @@ fn prometheus_reads_it_and_promtool_has_nothing_to_say() {
     until("Prometheus has scraped all four", Duration::from_secs(30), || up() == 4);
     let of_far = prometheus.query(&format!("sum(istio_requests_total{{instance=\"{}\"}})", targets[1]));
     assert_eq!(of_far[0].1, weft);
-    let durations = prometheus.query("histogram_quantile(0.5, sum by (le) (weft_http_request_duration_seconds_bucket))");
+    let durations =
+        prometheus.query("histogram_quantile(0.5, sum by (le) (weft_http_request_duration_seconds_bucket))");
     assert!(durations[0].1 > 0.0 && durations[0].1 < 60.0, "{durations:?}");
     assert_eq!(prometheus.query("count(weft_proxy_info)")[0].1, 4.0);
+}
+
+/// What the sources count by name is described for whoever scrapes, and documented.
+#[test]
+fn every_family_is_documented() {
+    fn sources(folder: &std::path::Path, found: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => sources(&path, found),
+                false if path.ends_with("tests.rs") => {}
+                false => found.push_str(&std::fs::read_to_string(path).unwrap()),
+            }
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut code, docs) = (String::new(), std::fs::read_to_string(root.join("../docs/telemetry.md")).unwrap());
+    sources(&root.join("src"), &mut code);
+    let names = |text: &str| -> std::collections::BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.filter(|w| w.starts_with("weft_") && !w.starts_with("weft_test")).map(String::from).collect()
+    };
+    let quoted = |text: &str| -> std::collections::BTreeSet<String> {
+        names(text).into_iter().filter(|n| text.contains(&format!("\"{n}\""))).collect()
+    };
+    let families: Vec<_> =
+        quoted(&code).into_iter().filter(|n| !n.ends_with("_count") && !n.ends_with("_bucket")).collect();
+    assert!(families.len() > 30, "{families:?}");
+    let documented = names(&docs);
+    let missing: Vec<_> = families.iter().filter(|n| !documented.contains(*n)).collect();
+    assert!(missing.is_empty(), "not in docs/telemetry.md: {missing:?}");
+    let gone: Vec<_> = documented.iter().filter(|n| !code.contains(*n)).collect();
+    assert!(gone.is_empty(), "only in docs/telemetry.md: {gone:?}");
+    for rare in code.split("counter!(\"").skip(1).chain(code.split("gauge!(\"").skip(1)) {
+        let name = rare.split('"').next().unwrap();
+        assert!(code.contains(&format!("(\"{name}\", \"")), "{name} has no description");
+    }
 }
 
 fn admin_of(proxy: &Proxy) -> std::net::SocketAddr {
@@ -439,11 +597,14 @@ fn operators_are_answered() {
     assert_eq!(near.admin_get("/ready"), (200, "LIVE\n".into()));
     assert_eq!(near.admin_get("/live").0, 200);
     near.wait_metric("weft_http_requests_total", &[], 3.0, LIMIT);
-    assert_eq!(stat(near, "server.downstream_rq_total"), 3);
-    assert_eq!(stat(near, "server.live"), 1);
-    assert_eq!(stat(near, "cluster.outbound|80||app.demo.svc.cluster.local.upstream_cx_active"), 1);
+    let connections = "cluster.outbound|80||app.demo.svc.cluster.local.upstream_cx_active";
+    assert_eq!(stats(near, &["server.downstream_rq_total", "server.live", connections]), [3, 1, 1]);
     let clusters = near.admin_get("/clusters").1;
-    for line in ["outbound|80||app.demo.svc.cluster.local::default_priority::max_connections::7", "::health_flags::healthy", "::rq_active::0"] {
+    for line in [
+        "outbound|80||app.demo.svc.cluster.local::default_priority::max_connections::7",
+        "::health_flags::healthy",
+        "::rq_active::0",
+    ] {
         assert!(clusters.contains(line), "no {line} in {clusters}");
     }
     let json = |path: &str| -> serde_json::Value {
@@ -452,14 +613,24 @@ fn operators_are_answered() {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}"))
     };
     let dump = json("/config_dump");
-    assert!(dump["resources"].as_array().is_some_and(|r| !r.is_empty() && r.iter().all(|r| r["state"] == "applied")), "{dump}");
-    assert!(dump["config"].to_string().contains("maxConnections") || dump["config"].to_string().contains("max_connections"), "{dump}");
+    assert!(
+        dump["resources"].as_array().is_some_and(|r| !r.is_empty() && r.iter().all(|r| r["state"] == "applied")),
+        "{dump}"
+    );
+    assert!(
+        dump["config"].to_string().contains("maxConnections") || dump["config"].to_string().contains("max_connections"),
+        "{dump}"
+    );
     let certs = json("/certs");
     let chain = &certs["certificates"][0]["cert_chain"][0];
     assert_eq!(chain["subject_alt_names"][0]["uri"], "spiffe://cluster.local/ns/demo/sa/web", "{certs}");
     assert!(!certs["certificates"][0]["ca_cert"].as_array().unwrap().is_empty());
     let info = json("/server_info");
-    assert_eq!((info["state"].as_str(), info["node"]["metadata"]["IDENTITY"].as_str()), (Some("LIVE"), Some("spiffe://cluster.local/ns/demo/sa/web")), "{info}");
+    assert_eq!(
+        (info["state"].as_str(), info["node"]["metadata"]["IDENTITY"].as_str()),
+        (Some("LIVE"), Some("spiffe://cluster.local/ns/demo/sa/web")),
+        "{info}"
+    );
     assert!(near.admin_get("/listeners").1.contains(&format!("out::{}", front.addr)));
 
     // Log levels: seen, changed, refused.
@@ -473,7 +644,9 @@ fn operators_are_answered() {
     // Changes are asked for by POST, from here, and by no browser; the name in Host must be ours.
     for path in ["/drain", "/drain_listeners", "/quitquitquit"] {
         assert_eq!(near.admin_get(path).0, 405, "{path}");
-        for (fields, status) in [("host: localhost\r\norigin: http://evil.example\r\n", 403), ("host: evil.example\r\n", 421), ("", 400)] {
+        for (fields, status) in
+            [("host: localhost\r\norigin: http://evil.example\r\n", 403), ("host: evil.example\r\n", 421), ("", 400)]
+        {
             let got = ask(near, &format!("POST {path} HTTP/1.1\r\n{fields}content-length: 0\r\n\r\n")).0;
             assert!(got == status || (status == 400 && got == 421), "{path} {fields}: {got}");
         }
@@ -493,8 +666,21 @@ fn operators_are_answered() {
         let path = yaml.split("key: ").nth(1).unwrap().split(',').next().unwrap();
         let key = std::fs::read_to_string(path).unwrap();
         let secret: Vec<&str> = key.lines().filter(|l| !l.starts_with("---")).collect();
-        for page in ["/", "/help", "/ready", "/live", "/stats", "/stats/prometheus", "/metrics", "/config_dump", "/clusters", "/certs",
-            "/server_info", "/listeners", "/logging"] {
+        for page in [
+            "/",
+            "/help",
+            "/ready",
+            "/live",
+            "/stats",
+            "/stats/prometheus",
+            "/metrics",
+            "/config_dump",
+            "/clusters",
+            "/certs",
+            "/server_info",
+            "/listeners",
+            "/logging",
+        ] {
             let (status, text) = poll(LIMIT, || Some(proxy.admin_get(page)).filter(|a| a.0 != 503)).unwrap();
             assert_eq!(status, 200, "{page}: {text}");
             assert!(!text.contains("PRIVATE") && secret.iter().all(|l| !text.contains(l)), "{page}: {text}");

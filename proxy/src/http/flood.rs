@@ -20,8 +20,11 @@ const SETTINGS: u32 = 50;
 const EMPTY_DATA: u32 = 100;
 const RESETS: u32 = 200;
 const PRIORITIES: u32 = 1000;
-/// One-byte DATA and window updates come with honest traffic too, in proportion to it.
+/// One-byte DATA comes with honest traffic too.
 const SMALL: u32 = 20_000;
+/// Window updates come in proportion to what they were given for: one for so many bytes, and some more.
+const UPDATES: u32 = 1000;
+const BYTES_PER_UPDATE: u64 = 256;
 /// In one header block, whatever the time.
 const CONTINUATIONS: u32 = 20;
 
@@ -33,6 +36,9 @@ struct Counts {
     resets: u32,
     priorities: u32,
     small: u32,
+    updates: u32,
+    /// Bytes sent to the peer.
+    written: u64,
 }
 
 pub struct Guard<T> {
@@ -117,7 +123,10 @@ impl<T> Guard<T> {
             3 => (&mut c.resets, RESETS, "rapid_reset"),
             4 => (&mut c.settings, SETTINGS, "settings"),
             6 if flags & 1 == 0 => (&mut c.pings, PINGS, "ping"),
-            8 => (&mut c.small, SMALL, "window_update"),
+            8 => {
+                let earned = (c.written / BYTES_PER_UPDATE).min(u64::from(u32::MAX / 2)) as u32;
+                (&mut c.updates, UPDATES + earned / self.patience, "window_update")
+            }
             9 => {
                 self.in_block = flags & 4 == 0;
                 self.continuations += 1;
@@ -180,6 +189,7 @@ impl<T: AsyncWrite + Unpin> Guard<T> {
         self.link.is_full(polled.is_pending());
         if let Poll::Ready(Ok(n)) = polled {
             self.mid_frame = n < offered;
+            self.counts.written += n as u64;
         }
         polled
     }
@@ -267,6 +277,8 @@ mod tests {
     fn honest_traffic_passes() {
         let mut guard = guard();
         for _ in 0..5000 {
+            // The answer's bytes pay for the updates of their window.
+            guard.counts.written += 1000;
             let request: Vec<u8> =
                 [frame(1, 4, 120), frame(0, 0, 1000), frame(0, 1, 0), frame(8, 0, 4)].into_iter().flatten().collect();
             assert_eq!(guard.follow(&request), None);

@@ -6,10 +6,11 @@
 use super::early::Early;
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
+use super::h2_client::Http2Body;
 use super::stall::{Link, Offered, Streams};
 use crate::worker::{Phase, Worker};
 use bytes::Bytes;
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{HOST, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Version};
 use http_body::{Body as _, Frame};
@@ -17,7 +18,7 @@ use hyper::body::Incoming;
 use hyper::client::conn as client;
 use hyper::server::conn as server;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -29,11 +30,19 @@ use weft_policy::reason::Reason;
 use weft_tls::{Ear, MeshStream, Refusal};
 
 /// A body as the codec delivers it.
-pub struct Wire(Incoming);
+pub enum Wire {
+    Hyper(Incoming),
+    Http2(Http2Body),
+}
 
 impl Wire {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.0).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(|_| BodyError::Broken)))
+        match self {
+            Wire::Hyper(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(|_| BodyError::Broken)))
+            }
+            Wire::Http2(body) => body.poll_frame(cx),
+        }
     }
 }
 
@@ -46,11 +55,17 @@ impl http_body::Body for Wire {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        match self {
+            Wire::Hyper(body) => body.is_end_stream(),
+            Wire::Http2(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.0.size_hint()
+        match self {
+            Wire::Hyper(body) => body.size_hint(),
+            Wire::Http2(body) => body.size_hint(),
+        }
     }
 }
 
@@ -80,19 +95,7 @@ impl std::fmt::Debug for Tunnel {
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Of answers; requests come in frames of the protocol's own size, which is what h2spec's case 4.2/3 takes for granted.
-const MAX_FRAME: u32 = 64 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
-
-#[derive(Clone, Copy)]
-struct Local;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
-}
 
 /// What the driver serves.
 pub trait Serve {
@@ -124,7 +127,7 @@ fn take_request(request: hyper::Request<Incoming>) -> Request {
             path,
             fields: FieldMap(parts.headers),
         },
-        body: Body::wire(Wire(incoming)),
+        body: Body::wire(Wire::Hyper(incoming)),
     }
 }
 
@@ -304,7 +307,7 @@ pub async fn serve_http2<S: Serve + 'static>(
 #[derive(Clone)]
 pub enum Sender {
     Http1(Rc<RefCell<Http1>>),
-    Http2 { sender: client::http2::SendRequest<Body>, max_streams: Rc<Cell<usize>>, refusal: Refusal },
+    Http2(super::h2_client::Client),
 }
 
 pub struct Http1 {
@@ -362,37 +365,11 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
 
 /// HTTP/2 towards an endpoint.
 pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
-    let refusal = io.refusal();
-    let (sender, mut connection) = client::http2::Builder::new(Local)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .max_header_list_size(limits.header_bytes)
-        .max_send_buf_size(SEND_BUFFER)
-        .initial_max_send_streams(100)
-        .keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .handshake::<_, Body>(TokioIo::new(io))
-        .await
-        .map_err(|_| Reason::ConnectFailed)?;
-    let max_streams = Rc::new(Cell::new(100));
-    let (known, told) = (max_streams.clone(), refusal.clone());
-    tokio::task::spawn_local(async move {
-        let _ = poll_fn(|cx| {
-            let polled = Pin::new(&mut connection).poll(cx);
-            known.set(connection.current_max_send_streams());
-            polled
-        })
-        .await;
-        closed();
-        tell_refused(&told);
-    });
-    Ok(Sender::Http2 { sender, max_streams, refusal })
+    Ok(Sender::Http2(super::h2_client::connect(io, limits, closed).await?))
 }
 
 /// Under TLS 1.3 a client learns after its own handshake that its certificate was refused.
-fn tell_refused(refusal: &Refusal) {
+pub fn tell_refused(refusal: &Refusal) {
     if let Some(reason) = refusal.get() {
         crate::upstream::dial::handshake_failed(reason);
     }
@@ -403,26 +380,19 @@ impl Sender {
     pub fn is_closed(&self) -> bool {
         match self {
             Sender::Http1(one) => one.borrow().sender.is_closed(),
-            Sender::Http2 { sender, .. } => sender.is_closed(),
+            Sender::Http2(client) => client.is_closed(),
         }
     }
 
     pub fn is_http2(&self) -> bool {
-        matches!(self, Sender::Http2 { .. })
+        matches!(self, Sender::Http2(_))
     }
 
     /// Streams the peer lets us open.
     pub fn max_streams(&self) -> usize {
         match self {
             Sender::Http1(_) => 1,
-            Sender::Http2 { max_streams, .. } => max_streams.get(),
-        }
-    }
-
-    fn refusal(&self) -> Refusal {
-        match self {
-            Sender::Http1(one) => one.borrow().refusal.clone(),
-            Sender::Http2 { refusal, .. } => refusal.clone(),
+            Sender::Http2(client) => client.max_streams(),
         }
     }
 
@@ -430,7 +400,7 @@ impl Sender {
     pub async fn ready(&mut self) -> bool {
         match self {
             Sender::Http1(one) => poll_fn(|cx| one.borrow_mut().sender.poll_ready(cx)).await.is_ok(),
-            Sender::Http2 { sender, .. } => sender.ready().await.is_ok(),
+            Sender::Http2(client) => !client.is_closed(),
         }
     }
 
@@ -438,31 +408,33 @@ impl Sender {
     ///
     /// The request is handed over at once, so the future that waits for the answer is small.
     pub fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
-        let mut upgrade = None;
-        let connect = request.head.method == http::Method::CONNECT;
         let sent = match self {
-            Sender::Http1(one) => {
-                let mut one = one.borrow_mut();
-                if leaving {
-                    let (tx, rx) = oneshot::channel();
-                    *one.leave.borrow_mut() = Some(tx);
-                    upgrade = Some(Upgrade(rx));
-                }
-                let message = give_request(request, false);
-                let sending = one.sender.try_send_request(message);
-                drop(one);
-                Sending::One(sending)
-            }
-            Sender::Http2 { sender, .. } => Sending::Two(sender.try_send_request(give_request(request, true))),
+            Sender::Http1(one) => Sending::One(one.borrow_mut().send(request, leaving)),
+            Sender::Http2(client) => Sending::Two(client.send(request)),
         };
-        let refusal = self.refusal();
         async move {
-            let answered = match sent {
+            match sent {
                 Sending::One(sending) => sending.await,
                 Sending::Two(sending) => sending.await,
-            };
-            match answered {
-                Ok(response) => take_reply(response, connect, upgrade),
+            }
+        }
+    }
+}
+
+impl Http1 {
+    fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
+        let connect = request.head.method == http::Method::CONNECT;
+        let wanted = leaving.then(|| request.head.fields.0.get(UPGRADE).cloned()).flatten();
+        let upgrade = leaving.then(|| {
+            let (tx, rx) = oneshot::channel();
+            *self.leave.borrow_mut() = Some(tx);
+            Upgrade(rx)
+        });
+        let sending = self.sender.try_send_request(give_request(request, false));
+        let refusal = self.refusal.clone();
+        async move {
+            match sending.await {
+                Ok(response) => take_reply(response, connect, upgrade, wanted.as_ref()),
                 Err(failed) => Err(take_failure(failed, &refusal)),
             }
         }
@@ -473,22 +445,32 @@ fn take_reply(
     response: hyper::Response<Incoming>,
     connect: bool,
     upgrade: Option<Upgrade>,
+    wanted: Option<&HeaderValue>,
 ) -> Result<Reply, SendFailed> {
     let (parts, incoming) = response.into_parts();
     let left = parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
     let framing = &parts.headers;
     let ambiguous =
         framing.contains_key(http::header::TRANSFER_ENCODING) && framing.contains_key(http::header::CONTENT_LENGTH);
-    // Also not to be believed: 101 to a request that asked for nothing.
-    if ambiguous || (left && upgrade.is_none()) {
+    // Also not to be believed: 101 to a request that asked for nothing, or for something else.
+    let switched = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    let unasked = left && (upgrade.is_none() || (switched && !is_wanted(framing.get(UPGRADE), wanted)));
+    if ambiguous || unasked {
         return Err(SendFailed::new(Reason::UpstreamProtocol, false));
     }
     Ok(Reply {
         status: parts.status,
         fields: FieldMap(parts.headers),
-        body: if left { Body::empty() } else { Body::wire(Wire(incoming)) },
+        body: if left { Body::empty() } else { Body::wire(Wire::Hyper(incoming)) },
         upgrade: upgrade.filter(|_| left),
     })
+}
+
+/// Whether a server switches to one of the protocols that the client named.
+fn is_wanted(to: Option<&HeaderValue>, wanted: Option<&HeaderValue>) -> bool {
+    let (Some(to), Some(wanted)) = (to, wanted) else { return false };
+    let mut wanted = wanted.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    wanted.any(|w| w.eq_ignore_ascii_case(to.as_bytes().trim_ascii()))
 }
 
 fn take_failure(mut failed: client::TrySendError<hyper::Request<Body>>, refusal: &Refusal) -> SendFailed {
@@ -505,7 +487,7 @@ enum Sending<A, B> {
     Two(B),
 }
 
-fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
+pub fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
     let Head { method, authority, path, mut fields, asterisk, .. } = request.head;
     // HTTP/2 has it in the target, where there is one.
     if !http2 || asterisk {
@@ -559,15 +541,7 @@ fn take_back(message: hyper::Request<Body>) -> Request {
 fn why(error: &hyper::Error) -> (Reason, bool) {
     use std::error::Error;
     if let Some(h2) = error.source().and_then(|e| e.downcast_ref::<h2::Error>()) {
-        if h2.is_go_away() && h2.is_remote() {
-            return (Reason::RefusedStream, true);
-        }
-        return match h2.reason() {
-            Some(h2::Reason::REFUSED_STREAM) => (Reason::RefusedStream, true),
-            Some(_) if h2.is_reset() && h2.is_remote() => (Reason::UpstreamReset, false),
-            Some(_) if h2.is_library() || h2.is_reset() => (Reason::UpstreamProtocol, false),
-            _ => (Reason::UpstreamClosed, false),
-        };
+        return super::h2_client::why(h2);
     }
     if error.is_canceled() {
         return (Reason::UpstreamClosed, true);

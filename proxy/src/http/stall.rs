@@ -20,7 +20,9 @@ use tokio::time::{Instant, Sleep};
 
 /// The codec may hold this much of an answer behind a stream's end; ends of larger pieces wait until they are taken.
 const SMALL: usize = 16 * 1024;
-/// Who takes less than this in a second takes nothing.
+/// The codec takes a piece before it has room for it: pieces are no larger than this.
+const PIECE: usize = 64 * 1024;
+/// Who takes less of a piece than this in a second takes nothing.
 const SLOWEST: usize = 1000;
 
 /// Whether the connection's socket has room.
@@ -62,6 +64,15 @@ impl http_body::Body for Offered {
         let polled = match offer.ahead.take() {
             Some(frame) => Poll::Ready(frame),
             None => Pin::new(&mut offer.body).poll_frame(cx),
+        };
+        let polled = match polled {
+            Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(|data| data.len() > PIECE) => {
+                let mut rest = frame.into_data().unwrap_or_default();
+                let piece = rest.split_to(PIECE);
+                offer.ahead = Some(Some(Ok(Frame::data(rest))));
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            other => other,
         };
         offer.since = None;
         offer.asked = !matches!(polled, Poll::Ready(Some(Ok(_))));
