@@ -4,6 +4,8 @@
 //! sidecars while something changes. Failed is what `rulings.md` calls failed, and the client's count must equal the access
 //! logs' and the app's. A fifth of the full length; `WEFT_LONG=1` runs the whole 30 s.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod pair;
 
 use std::net::SocketAddr;
