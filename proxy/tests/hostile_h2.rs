@@ -20,7 +20,9 @@ use weft_testkit::client::{self, Stream};
 use weft_testkit::dir::{TempDir, free_addr};
 use weft_testkit::proxy::Proxy;
 use weft_testkit::raw_backend::TcpPeer;
-use weft_testkit::raw_h2::{self, Frame, Outcome, RawH2, code, data, flag, headers, kind, literals, ping, request, settings};
+use weft_testkit::raw_h2::{
+    self, Frame, Outcome, RawH2, code, data, flag, headers, kind, literals, ping, request, settings,
+};
 use weft_testkit::wait;
 
 const BIN: &str = env!("CARGO_BIN_EXE_weft-proxy");
@@ -80,7 +82,12 @@ impl Neighbour {
     fn end(mut self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         let (sent, failed) = self.thread.take().expect("thread").join().expect("neighbour");
-        assert!(failed.is_empty(), "{} of {sent} failed beside the flood: {:?}", failed.len(), &failed[..failed.len().min(3)]);
+        assert!(
+            failed.is_empty(),
+            "{} of {sent} failed beside the flood: {:?}",
+            failed.len(),
+            &failed[..failed.len().min(3)]
+        );
         assert!(sent > 0);
         sent
     }
@@ -156,7 +163,16 @@ fn malformed() -> Vec<(&'static str, Fields, Vec<Frame>)> {
         plain(":authority twice", with(&[(b":authority", b"b.test")])),
         plain("an unknown pseudo-field", with(&[(b":frob", b"x")])),
         plain(":status", with(&[(b":status", b"200")])),
-        plain("a late pseudo-field", vec![(b":method", b"GET"), (b":scheme", b"http"), (b"x-a", b"b"), (b":path", b"/bad"), (b":authority", b"a")]),
+        plain(
+            "a late pseudo-field",
+            vec![
+                (b":method", b"GET"),
+                (b":scheme", b"http"),
+                (b"x-a", b"b"),
+                (b":path", b"/bad"),
+                (b":authority", b"a"),
+            ],
+        ),
         plain("two content-lengths", with(&[(b"content-length", b"0"), (b"content-length", b"5")])),
         plain("content-length with a sign", with(&[(b"content-length", b"+0")])),
         plain("content-length list", with(&[(b"content-length", b"0, 0")])),
@@ -164,10 +180,26 @@ fn malformed() -> Vec<(&'static str, Fields, Vec<Frame>)> {
         ("less DATA than content-length", with(&[(b"content-length", b"5")]), vec![data(0, b"hel".to_vec(), true)]),
         ("more DATA than content-length", with(&[(b"content-length", b"3")]), vec![data(0, b"hello".to_vec(), true)]),
         ("DATA of content-length 0", with(&[(b"content-length", b"0")]), vec![data(0, b"hello".to_vec(), true)]),
-        ("pseudo-fields in trailers", usual(), vec![data(0, b"x".to_vec(), false), headers(0, literals(&[(b":path", b"/other")]), true)]),
-        ("connection in trailers", usual(), vec![data(0, b"x".to_vec(), false), headers(0, literals(&[(b"connection", b"close")]), true)]),
-        ("CRLF in trailers", usual(), vec![data(0, b"x".to_vec(), false), headers(0, literals(&[(b"x-a", b"b\r\nx-injected: 1")]), true)]),
-        ("trailers that end nothing", usual(), vec![data(0, b"x".to_vec(), false), headers(0, literals(&[(b"x-a", b"b")]), false)]),
+        (
+            "pseudo-fields in trailers",
+            usual(),
+            vec![data(0, b"x".to_vec(), false), headers(0, literals(&[(b":path", b"/other")]), true)],
+        ),
+        (
+            "connection in trailers",
+            usual(),
+            vec![data(0, b"x".to_vec(), false), headers(0, literals(&[(b"connection", b"close")]), true)],
+        ),
+        (
+            "CRLF in trailers",
+            usual(),
+            vec![data(0, b"x".to_vec(), false), headers(0, literals(&[(b"x-a", b"b\r\nx-injected: 1")]), true)],
+        ),
+        (
+            "trailers that end nothing",
+            usual(),
+            vec![data(0, b"x".to_vec(), false), headers(0, literals(&[(b"x-a", b"b")]), false)],
+        ),
     ]
 }
 
@@ -239,7 +271,11 @@ fn flooded(name: &str, limits: &str, flood: impl Fn(SocketAddr) -> Outcome) -> (
     let mut rounds = 1;
     while neighbour.sent() < 100 {
         let again = flood(front);
-        assert_eq!(again.closed || again.goaway.is_some(), outcome.closed || outcome.goaway.is_some(), "{name}: {again:?}");
+        assert_eq!(
+            again.closed || again.goaway.is_some(),
+            outcome.closed || outcome.goaway.is_some(),
+            "{name}: {again:?}"
+        );
         peak = peak.max(proxy.rss_kib());
         rounds += 1;
     }
@@ -248,7 +284,11 @@ fn flooded(name: &str, limits: &str, flood: impl Fn(SocketAddr) -> Outcome) -> (
     let reached = first;
     println!(
         "{name}: {rounds} times, {} frames sent, goaway {:?}, {} resets, closed {}, backend {reached}, RSS {before} -> {peak} KiB, CPU {:?} of {took:?}, {sent} requests beside",
-        outcome.sent, outcome.goaway, outcome.resets.len(), outcome.closed, proxy.cpu() - cpu,
+        outcome.sent,
+        outcome.goaway,
+        outcome.resets.len(),
+        outcome.closed,
+        proxy.cpu() - cpu,
     );
     assert!(peak < before + 16 * 1024, "{name}: RSS {before} -> {peak} KiB");
     assert_eq!(proxy.metric("weft_panics_total", &[]), 0.0);
@@ -294,10 +334,14 @@ fn made_you_reset() {
 #[test]
 fn compression_bombs() {
     for (name, size, references) in [("one large field", 4000, 5000), ("many small ones", 10, 20_000)] {
-        let (outcome, _, reached) = flooded(name, "", |f| connect(f).hpack_bomb("a.test", size, references, 500, FLOOD));
+        let (outcome, _, reached) =
+            flooded(name, "", |f| connect(f).hpack_bomb("a.test", size, references, 500, FLOOD));
         // 431, a reset or the end: what matters is that nothing of it is passed on, or kept.
         assert_eq!(reached, 0, "{name}");
-        assert!(outcome.closed || outcome.goaway.is_some() || outcome.responses + outcome.resets.len() as u64 > 0, "{name}");
+        assert!(
+            outcome.closed || outcome.goaway.is_some() || outcome.responses + outcome.resets.len() as u64 > 0,
+            "{name}"
+        );
     }
     let (_, _, reached) = flooded("cookie crumbs", "", |f| {
         let mut h2 = connect(f);
@@ -317,7 +361,12 @@ fn compression_bombs() {
 #[test]
 fn control_frames() {
     let priority = Frame::new(kind::PRIORITY, 0, 1, [0, 0, 0, 0, 16]);
-    for (name, frame) in [("ping", ping(1)), ("settings", settings(&[])), ("priority", priority), ("window update", raw_h2::window_update(0, 1))] {
+    for (name, frame) in [
+        ("ping", ping(1)),
+        ("settings", settings(&[])),
+        ("priority", priority),
+        ("window update", raw_h2::window_update(0, 1)),
+    ] {
         let (outcome, proxy, _) = flooded(name, "", |f| connect(f).control_flood(&frame, 500_000, FLOOD));
         ended(name, &outcome);
         assert!(proxy.metric("weft_h2_flood_total", &[]) >= 1.0, "{name}");
@@ -430,7 +479,9 @@ fn stalled_streams_are_reset_and_quiet_ones_are_not() {
     assert!(begun.elapsed() >= Duration::from_secs(2), "too early: {:?}", begun.elapsed());
     resets.sort_unstable();
     assert_eq!(resets, stalled);
-    let end = h2.wait(Duration::from_secs(20), |f| f.stream == quiet && (f.flags & flag::END_STREAM != 0 || f.kind == kind::RST_STREAM));
+    let end = h2.wait(Duration::from_secs(20), |f| {
+        f.stream == quiet && (f.flags & flag::END_STREAM != 0 || f.kind == kind::RST_STREAM)
+    });
     assert_eq!(end.expect("the quiet stream ends").kind, kind::DATA);
     assert!(begun.elapsed() >= Duration::from_secs(8), "the quiet stream was quiet");
     assert!(h2.alive(LIMIT));
@@ -567,7 +618,9 @@ fn server(f: impl Fn(u64, &mut dyn Write, u32) + Send + Sync + 'static, first: V
                 bytes.drain(..9 + length);
                 let mut ack = Vec::new();
                 match what {
-                    kind::SETTINGS if flags & flag::ACK == 0 => Frame::new(kind::SETTINGS, flag::ACK, 0, []).encode(&mut ack),
+                    kind::SETTINGS if flags & flag::ACK == 0 => {
+                        Frame::new(kind::SETTINGS, flag::ACK, 0, []).encode(&mut ack)
+                    }
                     kind::HEADERS => f(n, &mut stream, id),
                     _ => {}
                 }

@@ -98,7 +98,10 @@ fn run(front: SocketAddr, recorder: &Recorder, case: &corpus::Case) -> Result<Ou
     let mut answers: Vec<Response> = Vec::new();
     let mut refusal = None;
     while answers.len() <= want.requests.len() {
-        if answers.len() == want.requests.len() && want.end == End::Clean && !want.requests.last().is_some_and(|r| r.last) {
+        if answers.len() == want.requests.len()
+            && want.end == End::Clean
+            && !want.requests.last().is_some_and(|r| r.last)
+        {
             break;
         }
         let head_only = want.requests.get(answers.len()).is_some_and(|r| r.method == "HEAD");
@@ -202,7 +205,11 @@ fn run_corpus(front: SocketAddr, recorder: &Recorder) {
         }
     });
     let (served, refused) = (served.into_inner(), refused.into_inner());
-    println!("{} cases: {served} served, {refused} refused; the backend saw {} requests", cases.len(), recorder.requests());
+    println!(
+        "{} cases: {served} served, {refused} refused; the backend saw {} requests",
+        cases.len(),
+        recorder.requests()
+    );
     let wrong = wrong.into_inner().expect("wrong");
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert_eq!(recorder.faults(), Vec::<String>::new());
@@ -458,7 +465,8 @@ fn forged_fields_are_removed() {
     let recorder = Recorder::start();
     let (_proxy, front) = hop(recorder.addr(), "", "");
     let trailers: String = FORGED.iter().map(|(n, v)| format!("{n}: {v}\r\n")).collect();
-    let head = "POST /t HTTP/1.1\r\nHost: a\r\nX-Case: trailers\r\nTransfer-Encoding: chunked\r\nTrailer: x-fine\r\n\r\n";
+    let head =
+        "POST /t HTTP/1.1\r\nHost: a\r\nX-Case: trailers\r\nTransfer-Encoding: chunked\r\nTrailer: x-fine\r\n\r\n";
     let mut client = raw(front, format!("{head}2\r\nhi\r\n0\r\nx-fine: 1\r\n{trailers}\r\n"));
     assert_eq!(client.read().expect("answer").status, 200);
     let seen = recorder.whole("trailers").pop().expect("seen");
@@ -523,7 +531,9 @@ fn hellos_in_pieces_and_alpn_that_lies() {
     assert!(!String::from_utf8_lossy(&rest).contains("HTTP/"), "a TLS peer is told in TLS");
     // What ALPN settled on is what is spoken.
     backend.clear();
-    for (alpn, bytes) in [("h2", &b"GET /lie HTTP/1.1\r\nHost: a\r\n\r\n"[..]), ("http/1.1", weft_testkit::raw_h2::PREFACE)] {
+    for (alpn, bytes) in
+        [("h2", &b"GET /lie HTTP/1.1\r\nHost: a\r\n\r\n"[..]), ("http/1.1", weft_testkit::raw_h2::PREFACE)]
+    {
         let mut stream = client::Stream::connect_tls(pair.mesh, &config(&[alpn]), "a.test").expect("handshake");
         assert_eq!(stream.alpn().as_deref(), Some(alpn.as_bytes()));
         stream.write_all(bytes).and_then(|()| stream.flush()).expect("send");

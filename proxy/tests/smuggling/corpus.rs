@@ -316,7 +316,9 @@ pub fn all() -> Vec<Case> {
             }
         }
         // Twice: the same, and beside a right one in both orders.
-        for (pair, a, b) in [("same", length, length), ("right-first", b"5" as &[u8], length), ("right-last", length, b"5")] {
+        for (pair, a, b) in
+            [("same", length, length), ("right-first", b"5" as &[u8], length), ("right-last", length, b"5")]
+        {
             let head = [b"Content-Length: ", a, b"\r\nContent-Length: ", b, b"\r\n"].concat();
             c.post(format!("cl2-{name}-{pair}"), "HTTP/1.1", &head, b"hello");
         }
@@ -334,7 +336,8 @@ pub fn all() -> Vec<Case> {
         for (order, length) in [("cl-te", true), ("te-cl", false)] {
             for what in ["inside", "before"] {
                 let id = format!("{order}-{name}-{what}");
-                let trap = format!("0\r\n\r\nGET /trap HTTP/1.1\r\nHost: {HOST}\r\nX-Case: {id}.trap\r\n\r\n").into_bytes();
+                let trap =
+                    format!("0\r\n\r\nGET /trap HTTP/1.1\r\nHost: {HOST}\r\nX-Case: {id}.trap\r\n\r\n").into_bytes();
                 let n = if what == "inside" { trap.len() } else { 5 };
                 let field = format!("Content-Length: {n}\r\n").into_bytes();
                 let head = if length { [&field, coding].concat() } else { [coding, &field].concat() };

@@ -147,7 +147,9 @@ impl<'a> Reader<'a> {
             return Err(Stop::Bad("target"));
         }
         let fields = self.fields()?;
-        let all = |name: &str| -> Vec<&[u8]> { fields.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_slice()).collect() };
+        let all = |name: &str| -> Vec<&[u8]> {
+            fields.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_slice()).collect()
+        };
         match all("host")[..] {
             [] if old => {}
             // What had none gets an empty one on its way.

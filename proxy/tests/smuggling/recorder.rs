@@ -48,7 +48,10 @@ impl Recorder {
                     }
                     let body = format!("{} {}", request.method, request.target);
                     let body = if request.method == "HEAD" { String::new() } else { body };
-                    answers.push(format!("HTTP/1.1 200 OK\r\nx-nonce: {name}\r\ncontent-length: {}\r\n\r\n{body}", body.len()));
+                    answers.push(format!(
+                        "HTTP/1.1 200 OK\r\nx-nonce: {name}\r\ncontent-length: {}\r\n\r\n{body}",
+                        body.len()
+                    ));
                     store.whole.entry(name).or_default().push(request);
                 }
                 if let End::Malformed(why) = reading.end {
@@ -59,7 +62,9 @@ impl Recorder {
                     match reading.begun {
                         Some(begun) => store.cut.entry(case(&begun)).or_default().push(begun),
                         None if reading.end == End::Incomplete => {
-                            store.faults.push(format!("a head cut off: {:?}", String::from_utf8_lossy(&bytes[reading.used..])));
+                            store
+                                .faults
+                                .push(format!("a head cut off: {:?}", String::from_utf8_lossy(&bytes[reading.used..])));
                         }
                         None => {}
                     }
