@@ -425,9 +425,7 @@ impl Sender {
                 let left =
                     parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
                 let framing = &parts.headers;
-                if framing.contains_key(http::header::TRANSFER_ENCODING)
-                    && framing.contains_key(http::header::CONTENT_LENGTH)
-                {
+                if ambiguous(framing) {
                     return Err(SendFailed::new(Reason::UpstreamProtocol, false));
                 }
                 let switched = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
@@ -455,6 +453,19 @@ impl Sender {
                 })
             }
         }
+    }
+}
+
+/// Whether two readers could see different bodies. The codec prefers a coding to a length, and reads one it does not know to
+/// the connection's end.
+fn ambiguous(fields: &http::HeaderMap) -> bool {
+    let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => false,
+        (Some(one), None) => {
+            !one.as_bytes().eq_ignore_ascii_case(b"chunked") || fields.contains_key(http::header::CONTENT_LENGTH)
+        }
+        _ => true,
     }
 }
 
