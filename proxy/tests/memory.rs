@@ -179,7 +179,8 @@ fn ten_thousand_idle_connections() {
     let after = settled(&proxy, BACK, before * 1.1);
     wait::until("RSS is back", BACK, || proxy.rss_kib() * 10 <= rss * 15);
     println!("closed: RSS {} KiB, allocated {after}", proxy.rss_kib());
-    assert!(after < before + 2.0 * 1024.0 * 1024.0, "{before} -> {after}");
+    // The tables of connections keep the room they grew to: some 200 bytes for each that there ever was at once.
+    assert!(after < before + 4.0 * 1024.0 * 1024.0, "{before} -> {after}");
 }
 
 fn raise_descriptors() {

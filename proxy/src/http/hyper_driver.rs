@@ -78,6 +78,10 @@ impl std::fmt::Debug for Tunnel {
 /// Windows: one stream may not take the whole connection, and bulk must not wait for updates.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Towards endpoints: what answers may lie here because their clients do not take them. The connection's bounds memory, and
+/// several times the stream's lets some streams stall before the others wait for them.
+const ANSWER_WINDOW: u32 = 256 * 1024;
+const ANSWERS_WINDOW: u32 = 2 * 1024 * 1024;
 /// Of answers; requests come in frames of the protocol's own size, which is what h2spec's case 4.2/3 takes for granted.
 const MAX_FRAME: u32 = 64 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
@@ -325,8 +329,8 @@ pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce(
     let refusal = io.refusal();
     let (sender, mut connection) = client::http2::Builder::new(Local)
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(ANSWER_WINDOW)
+        .initial_connection_window_size(ANSWERS_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(limits.header_bytes)
         .max_send_buf_size(SEND_BUFFER)
