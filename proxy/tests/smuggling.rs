@@ -545,3 +545,239 @@ fn hellos_in_pieces_and_alpn_that_lies() {
     assert!(client.get("/still").status == 200 && client::http1(pair.address).get("/still").status == 200);
     assert_eq!(pair.outbound.metric("weft_panics_total", &[]), 0.0);
 }
+
+// --- The other direction: PO-05, PO-06, PO-10, F-15 to F-20 ---
+
+/// Answers that no careful client takes: 502 (or 503 where the server just went away), and their connection is not used again.
+#[test]
+fn hostile_responses_are_not_passed_on() {
+    let storm = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(200) + "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    let huge = format!("HTTP/1.1 200 OK\r\nx-a: {}\r\ncontent-length: 2\r\n\r\nok", "a".repeat(4 << 20));
+    let many = format!("HTTP/1.1 200 OK\r\n{}content-length: 2\r\n\r\nok", "x-a: b\r\n".repeat(5000));
+    let poison = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nx-poison: 1\r\n\r\npoison";
+    let bad: Vec<(&str, String)> = vec![
+        ("no HTTP", "NONSENSE\r\n\r\n".into()),
+        ("HTTP/0.9", "hello there".into()),
+        ("HTTP/2.0", "HTTP/2.0 200 OK\r\ncontent-length: 2\r\n\r\nok".into()),
+        ("status 99", "HTTP/1.1 99 X\r\ncontent-length: 2\r\n\r\nok".into()),
+        ("status 20", "HTTP/1.1 20 X\r\ncontent-length: 2\r\n\r\nok".into()),
+        ("status text", "HTTP/1.1 abc X\r\ncontent-length: 2\r\n\r\nok".into()),
+        (
+            "CL and TE",
+            format!("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{poison}"),
+        ),
+        (
+            "TE and CL",
+            format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n{poison}"),
+        ),
+        ("two CLs", format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 70\r\n\r\nok{poison}")),
+        ("CL list", "HTTP/1.1 200 OK\r\ncontent-length: 2, 3\r\n\r\nok".into()),
+        ("CL plus", "HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\nok".into()),
+        ("CL minus", "HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\nok".into()),
+        ("CL text", "HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\nok".into()),
+        ("CL too large", "HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\nok".into()),
+        (
+            "TE twice",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: identity\r\n\r\n0\r\n\r\n".into(),
+        ),
+        ("NUL in a value", "HTTP/1.1 200 OK\r\nx-a: b\0c\r\ncontent-length: 2\r\n\r\nok".into()),
+        ("CR in a value", "HTTP/1.1 200 OK\r\nx-a: b\rc\r\ncontent-length: 2\r\n\r\nok".into()),
+        ("no colon", "HTTP/1.1 200 OK\r\nnonsense\r\ncontent-length: 2\r\n\r\nok".into()),
+        ("blank before the colon", "HTTP/1.1 200 OK\r\nx-a : b\r\ncontent-length: 2\r\n\r\nok".into()),
+        ("folded", "HTTP/1.1 200 OK\r\nx-a: b\r\n c\r\ncontent-length: 2\r\n\r\nok".into()),
+        ("huge head", huge),
+        ("too many fields", many),
+        ("101 unasked", "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n".into()),
+        ("head cut off", "HTTP/1.1 200 OK\r\nx-a: b".into()),
+        ("nothing", String::new()),
+        ("1xx storm", storm),
+    ];
+    let count = bad.len();
+    let mut wrong = Vec::new();
+    for (name, bytes) in bad {
+        let (sent, cut) = (bytes.clone().into_bytes(), matches!(name, "nothing" | "head cut off" | "HTTP/0.9"));
+        let backend = RawBackend::start(move |n| match n {
+            1 => {
+                let mut steps = vec![Step::Until(b"\r\n\r\n"), Step::Send(sent.clone())];
+                steps.extend(cut.then_some(Step::Finish));
+                steps
+            }
+            _ => {
+                vec![Step::Until(b"\r\n\r\n"), Step::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine".to_vec())]
+            }
+        });
+        let (proxy, front) = hop(backend.addr(), "", "");
+        let mut client = client::http1(front);
+        match client.request("GET", "/", &[], b"") {
+            Ok(answer) if name == "1xx storm" => {
+                // Either way is safe; what counts is that none of them is taken for the answer, and memory.
+                if !matches!(answer.status, 200 | 502) {
+                    wrong.push(format!("{name}: {}", answer.status));
+                }
+                continue;
+            }
+            Ok(answer) if matches!(answer.status, 502 | 503) => {}
+            Ok(answer) => wrong.push(format!("{name}: {} {:?}", answer.status, answer.text())),
+            Err(e) => wrong.push(format!("{name}: {e}")),
+        }
+        // The next one gets its own answer.
+        match client::http1(front).request("GET", "/sentinel", &[], b"") {
+            Ok(answer) if answer.text() == "fine" => {}
+            other => wrong.push(format!("{name}: the sentinel got {:?}", other.map(|a| (a.status, a.text())))),
+        }
+        if proxy.rss_kib() > 64 * 1024 {
+            wrong.push(format!("{name}: {} KiB", proxy.rss_kib()));
+        }
+    }
+    assert_eq!(count, 26);
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Bytes behind an answer, bodies where there can be none: never the next answer.
+#[test]
+fn late_bytes_are_nobodys_answer() {
+    let poison = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
+    let cases = [
+        ("GET", format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok{poison}"), 200),
+        ("GET", format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n{poison}"), 200),
+        ("GET", format!("HTTP/1.1 204 No Content\r\n\r\n{poison}"), 204),
+        ("GET", format!("HTTP/1.1 204 No Content\r\ncontent-length: 49\r\n\r\n{poison}"), 204),
+        ("GET", format!("HTTP/1.1 304 Not Modified\r\ncontent-length: 49\r\n\r\n{poison}"), 304),
+        ("HEAD", format!("HTTP/1.1 200 OK\r\ncontent-length: 49\r\n\r\n{poison}"), 200),
+    ];
+    let mut ran = 0;
+    for (method, bytes, status) in cases {
+        let backend = RawBackend::start(move |n| match n {
+            1 => vec![Step::Until(b"\r\n\r\n"), Step::Send(bytes.clone().into_bytes())],
+            _ => {
+                vec![Step::Until(b"\r\n\r\n"), Step::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine".to_vec())]
+            }
+        });
+        let (_proxy, front) = hop(backend.addr(), "", "");
+        let mut client = client::http1(front);
+        match client.request(method, "/", &[], b"") {
+            Ok(answer) => {
+                assert!(answer.status == status || answer.status == 502, "{method} {status}: {}", answer.status);
+                assert!(!answer.text().contains("poison"));
+            }
+            Err(e) => panic!("{method} {status}: {e}"),
+        }
+        let next = client::http1(front).request("GET", "/next", &[], b"").expect("answer");
+        assert_eq!(next.text(), "fine", "{method} {status}");
+        ran += 1;
+    }
+    assert_eq!(ran, 6);
+}
+
+/// PO-06: answer i belongs to request i, whoever went away in the middle.
+#[test]
+fn answers_belong_to_their_requests_under_aborts() {
+    let backend = Backend::start(backend::echo());
+    let (_proxy, front) = hop(backend.addr(), "", "");
+    let whole = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let whole = &whole;
+            scope.spawn(move || {
+                let mut rng = weft_testkit::rng::Rng::new(thread + 1);
+                let mut client = client::http1(front);
+                for i in 0..500 {
+                    let nonce = format!("{thread}-{i}");
+                    let body = vec![b'a'; rng.below(3000) as usize];
+                    let head = format!(
+                        "POST /n HTTP/1.1\r\nHost: a\r\nX-Weft-Nonce: {nonce}\r\nContent-Length: {}\r\n\r\n",
+                        body.len()
+                    );
+                    let bytes = [head.as_bytes(), &body].concat();
+                    match rng.below(4) {
+                        // Gone within the request, within the answer, or before it.
+                        0 => {
+                            let _ = client.send(&bytes[..rng.below(bytes.len() as u64) as usize]);
+                            client.stream.reset();
+                            client = client::http1(front);
+                        }
+                        1 => {
+                            let _ = client.send(&bytes);
+                            let mut some = [0; 40];
+                            if rng.below(2) == 0 {
+                                let _ = client.stream.read(&mut some);
+                            }
+                            client.stream.reset();
+                            client = client::http1(front);
+                        }
+                        _ => {
+                            client.send(&bytes).expect("send");
+                            let answer = client.read().expect("answer");
+                            assert_eq!(answer.status, 200);
+                            let json = answer.json();
+                            assert_eq!(
+                                (json["nonce"].as_str(), json["body_len"].as_u64()),
+                                (Some(nonce.as_str()), Some(body.len() as u64))
+                            );
+                            whole.fetch_add(1, Ordering::SeqCst);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    println!("{} of 2000 were whole", whole.load(Ordering::SeqCst));
+    assert!(whole.load(Ordering::SeqCst) > 800);
+}
+
+/// PO-10, F-15 to F-18: what died, when, and who is told what.
+#[test]
+fn servers_that_die_at_every_stage() {
+    // After the request was sent: not repeated.
+    let backend = RawBackend::start(|_| vec![Step::Until(b"hello"), Step::Reset]);
+    let (_proxy, front) = hop(backend.addr(), "", "");
+    assert_eq!(client::http1(front).request("POST", "/", &[], b"hello").expect("answer").status, 503);
+    assert_eq!(backend.connections(), 1);
+    // Within the answer's body: never a clean end, by either framing.
+    for head in ["content-length: 100\r\n", "transfer-encoding: chunked\r\n"] {
+        let part = if head.starts_with('c') { "some" } else { "4\r\nsome\r\n" };
+        let bytes = format!("HTTP/1.1 200 OK\r\n{head}\r\n{part}").into_bytes();
+        let backend =
+            RawBackend::start(move |_| vec![Step::Until(b"\r\n\r\n"), Step::Send(bytes.clone()), Step::Finish]);
+        let (_proxy, front) = hop(backend.addr(), "", ", policy: {http: http1}");
+        match client::http1(front).request("GET", "/", &[], b"") {
+            Err(ReadError::Short(answer)) => assert_eq!(answer.body, b"some"),
+            other => panic!("{head}: {other:?}"),
+        }
+        weft_testkit::wait::block_on(async {
+            let h2 = client::Http2::connect(front).await.expect("h2");
+            assert!(h2.request("GET", "/", &[], b"").await.is_err(), "{head}");
+        });
+    }
+    // Within the request's body: the client learns at once, though it still sends.
+    let backend = RawBackend::start(|_| vec![Step::Until(b"\r\n\r\n"), Step::Take(1000), Step::Reset]);
+    let (_proxy, front) = hop(backend.addr(), "", "");
+    let mut client = client::http1(front);
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n").expect("send");
+    client.send(vec![b'x'; 200_000]).expect("send");
+    let answer = client.read().expect("answer");
+    assert_eq!(answer.status, 503);
+    // An early refusal is relayed while the upload goes on, which is then cut or discarded, not waited for.
+    let backend = RawBackend::start(|_| {
+        vec![
+            Step::Until(b"\r\n\r\n"),
+            Step::Send(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno".to_vec()),
+            Step::Finish,
+        ]
+    });
+    let (_proxy, front) = hop(backend.addr(), "", "");
+    let mut client = client::http1(front);
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\nsome").expect("send");
+    let answer = client.read().expect("answer");
+    assert_eq!((answer.status, answer.text().as_str()), (413, "no"));
+}
+
+/// F-20: a client that has said everything may end its direction and still gets its answer.
+#[test]
+fn half_closed_clients_are_answered() {
+    let backend = Backend::start(backend::always(Reply::text(200, "late").delayed(Duration::from_millis(500))));
+    let (_proxy, front) = hop(backend.addr(), "", "");
+    let mut client = raw(front, "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    client.stream.finish().expect("FIN");
+    assert_eq!(client.read().expect("answer").text(), "late");
+}

@@ -21,9 +21,10 @@ use weft_policy::listener::Limits;
 use weft_policy::reason::Reason;
 use weft_tls::{MeshStream, Refusal};
 
-/// One stream may not take the whole connection, and bulk must not wait for updates.
-const STREAM_WINDOW: u32 = 512 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// What answers may lie here because their clients do not take them. The connection's bounds memory, and several times the
+/// stream's lets some streams stall before the others wait for them.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 const MAX_FRAME: u32 = 64 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
 /// Until the peer's settings say more.

@@ -2,14 +2,14 @@
 //!
 //! An HTTP/2 client that opens no window keeps the answer's bytes, its stream and everything upstream of it for as long as it
 //! likes, and the codec waits with it. So each stream's task looks at its own answer whenever it has to wait: if the codec
-//! has no room, but the body has something to send, the client's time runs. At its end the task is dropped, which resets the
-//! stream alone. A body that has nothing to send is quiet, not stalled, and may be so for ever.
+//! took a piece of it and does not ask for the next, there is no room for the first, and the client's time runs. At its end
+//! the task is dropped, which resets the stream alone. A body that was asked and has nothing is quiet, and may be for ever.
 //!
 //! Sockets that take nothing at all are the connection's matter (`accept::live`), and while one is full no stream is blamed.
 
 use super::exchange::{Body, BodyError};
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -42,10 +42,10 @@ impl Link {
 
 struct Offer {
     body: Body,
-    /// What was taken from the body to see whether there is anything.
-    ahead: Option<Option<Result<Frame<Bytes>, BodyError>>>,
-    /// It is the codec that waits for the body.
-    asked: bool,
+    /// What is left of a piece that was too large.
+    rest: Bytes,
+    /// The codec has a piece that it could not send.
+    taken: bool,
     /// Size of the piece the codec took last.
     last: usize,
     since: Option<Instant>,
@@ -61,21 +61,21 @@ impl http_body::Body for Offered {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let offer = &mut *self.0.borrow_mut();
-        let polled = match offer.ahead.take() {
-            Some(frame) => Poll::Ready(frame),
-            None => Pin::new(&mut offer.body).poll_frame(cx),
+        let polled = match offer.rest.is_empty() {
+            true => Pin::new(&mut offer.body).poll_frame(cx),
+            false => Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut offer.rest))))),
         };
-        let polled = match polled {
-            Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(|data| data.len() > PIECE) => {
-                let mut rest = frame.into_data().unwrap_or_default();
-                let piece = rest.split_to(PIECE);
-                offer.ahead = Some(Some(Ok(Frame::data(rest))));
-                Poll::Ready(Some(Ok(Frame::data(piece))))
+        let polled = polled.map_ok(|frame| match frame.into_data() {
+            Ok(mut data) => {
+                if data.len() > PIECE {
+                    offer.rest = data.split_off(PIECE);
+                }
+                Frame::data(data)
             }
-            other => other,
-        };
+            Err(frame) => frame,
+        });
         offer.since = None;
-        offer.asked = !matches!(polled, Poll::Ready(Some(Ok(_))));
+        offer.taken = matches!(polled, Poll::Ready(Some(Ok(_))));
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             offer.last = frame.data_ref().map_or(0, Bytes::len);
         }
@@ -84,26 +84,19 @@ impl http_body::Body for Offered {
 
     fn is_end_stream(&self) -> bool {
         let offer = self.0.borrow();
-        offer.ahead.is_none() && offer.last <= SMALL && offer.body.is_end_stream()
+        offer.rest.is_empty() && offer.last <= SMALL && offer.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         let offer = self.0.borrow();
-        if offer.ahead.is_some() { SizeHint::default() } else { offer.body.size_hint() }
+        if offer.rest.is_empty() { offer.body.size_hint() } else { SizeHint::default() }
     }
 }
 
 impl Offer {
     fn poll_stalled(&mut self, cx: &mut Context<'_>, link: &Link, limit: Duration) -> Poll<()> {
-        if self.asked {
+        if !self.taken {
             return Poll::Pending;
-        }
-        if self.ahead.is_none() {
-            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                self.since = None;
-                return Poll::Pending;
-            };
-            self.ahead = Some(frame);
         }
         let now = Instant::now();
         let since = match self.since {
@@ -144,7 +137,7 @@ impl Streams {
 
     /// To be called from within the stream's own task.
     pub fn offer(&self, body: Body) -> Offered {
-        let offer = Offer { asked: body.is_empty(), body, ahead: None, last: 0, since: None, timer: None };
+        let offer = Offer { body, rest: Bytes::new(), taken: false, last: 0, since: None, timer: None };
         let offer = Rc::new(RefCell::new(offer));
         if !self.limit.is_zero() {
             *self.made.borrow_mut() = Some(offer.clone());
