@@ -106,7 +106,7 @@ impl Backend {
             .iter()
             .map(|config| match old.endpoints.iter().find(|e| e.is(config)) {
                 Some(same) => {
-                    same.set_gone(config.draining);
+                    same.adopt(config);
                     same.clone()
                 }
                 None => Arc::new(Endpoint::new(config)),

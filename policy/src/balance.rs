@@ -217,7 +217,7 @@ impl Picker {
 }
 
 fn weight(endpoint: &Endpoint) -> u32 {
-    endpoint.weight.max(1)
+    endpoint.weight().max(1)
 }
 
 fn weights(endpoints: &[Arc<Endpoint>]) -> Vec<u32> {

@@ -10,7 +10,7 @@ use crate::outlier;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
@@ -182,7 +182,7 @@ pub struct Endpoint {
     pub id: EndpointId,
     pub address: Address,
     pub identity: Option<SpiffeId>,
-    pub weight: u32,
+    weight: AtomicU32,
     pub workload: crate::meta::Workload,
     pub load: Load,
     pub health: outlier::EndpointState,
@@ -196,7 +196,7 @@ impl Endpoint {
             id: config.id.clone(),
             address: config.address.clone(),
             identity: config.identity.clone(),
-            weight: config.weight,
+            weight: AtomicU32::new(config.weight),
             workload: config.workload.clone(),
             load: Load::default(),
             health: outlier::EndpointState::default(),
@@ -209,8 +209,17 @@ impl Endpoint {
         self.id == config.id
             && self.address == config.address
             && self.identity == config.identity
-            && self.weight == config.weight
             && self.workload == config.workload
+    }
+
+    /// What may change under one instance: a weight that is turned costs neither connections nor a standing ejection.
+    pub fn adopt(&self, config: &Config) {
+        self.weight.store(config.weight, Ordering::Relaxed);
+        self.set_gone(config.draining);
+    }
+
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
     }
 
     pub fn set_gone(&self, gone: bool) {

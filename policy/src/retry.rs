@@ -216,6 +216,12 @@ impl Conditions {
         self
     }
 
+    /// Whether it asks for retries of requests that were sent, which then have to be kept.
+    pub fn follows_sending(&self) -> bool {
+        let unsent = Self::CONNECT_FAILURE | Self::REFUSED_STREAM | Self::RESET_BEFORE_REQUEST;
+        self.bits & !unsent.bits != 0 || self.statuses != Statuses::default()
+    }
+
     pub fn is_empty(&self) -> bool {
         *self == Self::NONE
     }

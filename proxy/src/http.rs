@@ -2,10 +2,12 @@
 
 pub mod attempt;
 pub mod body;
+pub mod early;
 pub mod exchange;
 pub mod flight;
 pub mod flood;
 pub mod gate;
+pub mod h2_client;
 pub mod hyper_driver;
 pub mod inbound;
 pub mod mirror;

@@ -346,12 +346,31 @@ impl Gathered {
     }
 }
 
+/// Everything that is counted through the facade, wherever it is counted.
+const RARE_NAMES: [(&str, &str); 13] = [
+    ("weft_panics_total", "Tasks that panicked; each is a bug."),
+    ("weft_accept_errors_total", "Failures to accept connections at all."),
+    ("weft_tcp_rejected_total", "Connections refused before anything was served on them."),
+    ("weft_tcp_detect_timeout_total", "Connections whose protocol took longer than the limit to show."),
+    ("weft_tls_handshake_failed_total", "Handshakes that failed, of clients (server) and towards endpoints (client)."),
+    ("weft_client_stalled_total", "Answers and sockets given up because their client took nothing."),
+    ("weft_h2_flood_total", "HTTP/2 connections ended because of what only an attacker sends so much of."),
+    ("weft_mirror_total", "Copies sent to shadows."),
+    ("weft_mirror_dropped_total", "Copies not sent to shadows."),
+    ("weft_dns_failures_total", "Questions for endpoints' addresses that failed."),
+    ("weft_config_reloads_total", "Readings of the configuration."),
+    ("weft_config_refused", "Whether the newest configuration was refused, and the one before is in force."),
+    ("weft_config_last_success_timestamp_seconds", "When a configuration was last taken."),
+];
+
 /// The `metrics` facade's recorder, for what is too rare to matter: reloads, panics, DNS, rotations.
 fn rare() -> Option<&'static PrometheusHandle> {
     static RARE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     RARE.get_or_init(|| {
         let handle = PrometheusBuilder::new().install_recorder().ok()?;
-        facade::describe_counter!("weft_panics_total", "Tasks that panicked; each is a bug.");
+        for (name, help) in RARE_NAMES {
+            facade::describe_counter!(name, help);
+        }
         facade::counter!("weft_panics_total").absolute(0);
         Some(handle)
     })

@@ -157,7 +157,8 @@ impl Worker {
                         break;
                     }
                 }
-                Ok(()) = config.changed() => {}
+                // Nothing is kept to endpoints that are gone: what goes next may be the endpoint itself.
+                Ok(()) = config.changed() => self.pools.tick(Instant::now()),
                 now = tick.tick() => self.tick(now.into_std()),
                 () = self.live.emptied(), if !open => break,
             }

@@ -39,7 +39,10 @@ struct Load {
 
 impl Load {
     fn start(target: SocketAddr) -> Self {
-        let load = Self { gen_: LoadGen::start(Plan::new(target, HOST, rate())), began: Instant::now() };
+        // The machine may be busy: what comes late is not lost.
+        let patient =
+            Plan { timeout: Duration::from_secs(30), late: Duration::from_secs(5), ..Plan::new(target, HOST, rate()) };
+        let load = Self { gen_: LoadGen::start(patient), began: Instant::now() };
         until("load flows", SOON, || load.gen_.so_far().ok > 20);
         load
     }
@@ -92,8 +95,17 @@ impl Pair {
         let in_side = inbound(identity(&certs.app), in_addr, app.addr(), &format!("mtls: strict{limits}"));
         let mut out_side = outbound(identity(&certs.client), out_addr, &id("app"), &[in_addr]);
         out_side.services = vec![service(&id("app"), &[in_addr], more)];
+        // More than one, so that what workers share is shared.
+        out_side.workers = 2;
         let (inn, out) = (in_side.start(), out_side.start());
         Self { certs, app, in_addr, out_addr, in_side, out_side, inn, out }
+    }
+
+    /// What is rotated was used.
+    #[track_caller]
+    fn expect_handshakes(&self, least: u64) {
+        let made = self.inn.wait_metric("weft_connections_total", &[("role", "inbound")], least as f64, SOON);
+        println!("{made} handshakes");
     }
 }
 
@@ -210,9 +222,16 @@ fn leaf_rotated_every_two_seconds() {
         }
         std::thread::sleep(Duration::from_secs(2).saturating_sub(at.elapsed()));
     }
+    // What cannot be used changes nothing.
+    let serial = |p: &Proxy| p.admin_get("/certs").1;
+    let held = serial(&pair.out);
+    pair.certs.dir.write("client.crt", "not a certificate");
+    pair.out.wait_log(|l| l.contains("identity files refused"), SOON);
+    assert_eq!(serial(&pair.out), held);
     let totals = load.stop("leaf rotated every 2 s");
     books_balance("leaf", totals.sent, &[&pair.out]);
     books_balance("leaf", totals.sent, &[&pair.inn]);
+    pair.expect_handshakes(rounds);
     let failed = [&pair.out, &pair.inn].map(|p| p.metric("weft_tls_handshake_failed_total", &[]));
     assert_eq!(failed, [0.0, 0.0]);
 }
@@ -250,6 +269,7 @@ fn root_rotated() {
     }
     let totals = load.stop("root rotated");
     books_balance("root", totals.sent, &[&pair.out]);
+    pair.expect_handshakes(5);
     let failed = [&pair.out, &pair.inn].map(|p| p.metric("weft_tls_handshake_failed_total", &[]));
     assert_eq!(failed, [0.0, 0.0]);
     // The old root is really gone.
@@ -274,24 +294,26 @@ fn one_of_two_backends_replaced_ten_times() {
     pair.in_side.apply(&pair.inn);
     let load = Load::start(pair.out_addr);
     let pause = length() / 10;
-    let mut served = 0;
+    let (mut used, mut served) = (0, 0);
     for n in 0..10 {
         let at = Instant::now();
         let next = Backend::named(&format!("next{n}"));
         pair.in_side.services = vec![local(&stays, &next)];
         pair.in_side.apply(&pair.inn);
         let old = std::mem::replace(&mut goes, next);
-        // Read before it goes: requests in flight are few, but they are counted when they come in.
-        until("in flight are done", SOON, || old.counts().in_flight.load(std::sync::atomic::Ordering::SeqCst) == 0);
+        // It goes when nobody speaks to it any more; HTTP/1 has no other safe moment. (Requests count when they come in.)
+        until("connections to the old one end", SOON, || old.open_connections() == 0);
+        used += usize::from(old.requests() > 0);
         served += old.requests();
-        assert!(old.requests() > 0, "number {n} was used");
         old.shutdown();
         std::thread::sleep(pause.saturating_sub(at.elapsed()));
     }
     let totals = load.stop("one of two backends replaced 10 times");
     books_balance("backends", totals.sent, &[&pair.out]);
     books_balance("backends", totals.sent, &[&pair.inn]);
+    assert_eq!(used, 10, "each of them had its share");
     assert_eq!(served + goes.requests() + stays.requests(), totals.sent);
+    println!("the last one had {} of them, the one that stays {}", goes.requests(), stays.requests());
 }
 
 /// The next inbound proxy listens beside the old one on the same port, then the old one drains.

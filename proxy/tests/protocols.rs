@@ -86,7 +86,9 @@ fn websockets() {
             client.send(format!("{WEBSOCKET}{early}")).unwrap();
             let head = read_head(&mut client.stream);
             assert!(head.starts_with("HTTP/1.1 101 "), "{}: {head}", front.name);
-            for line in ["upgrade: websocket", "connection: upgrade", "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="] {
+            for line in
+                ["upgrade: websocket", "connection: upgrade", "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="]
+            {
                 assert!(has(&head, line), "{}: no {line} in {head}", front.name);
             }
             let mut banner = vec![0; 7 + early.len()];
@@ -124,7 +126,9 @@ fn upgrades_that_are_refused() {
     // A 101 that nobody asked for leads nowhere good.
     let app = RawBackend::answering(SWITCHING);
     for front in fronts(app.addr(), Setup::default()) {
-        for fields in ["", "Upgrade: websocket\r\n", "Connection: upgrade\r\n", "Upgrade: h2c\r\nConnection: upgrade\r\n"] {
+        for fields in
+            ["", "Upgrade: websocket\r\n", "Connection: upgrade\r\n", "Upgrade: h2c\r\nConnection: upgrade\r\n"]
+        {
             let mut client = http1(front.addr);
             client.send(format!("GET / HTTP/1.1\r\nHost: app.test\r\n{fields}\r\n")).unwrap();
             assert_eq!(client.read().unwrap().status, 502, "{} {fields}", front.name);
@@ -180,7 +184,9 @@ fn chunks_and_trailers() {
         assert!(!seen.contains("forged"), "{seen}");
         assert!(!seen.contains("content-length"), "{seen}");
         // Without `te: trailers` a client is not bothered with them; its body is whole all the same.
-        client.send("POST /up HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n").unwrap();
+        client
+            .send("POST /up HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+            .unwrap();
         assert_eq!(client.read().unwrap().text(), "abcdefg", "{}", front.name);
     }
 }
@@ -278,16 +284,23 @@ fn http2_by_prior_knowledge() {
     for front in fronts(app.addr(), Setup::default()) {
         block_on(async {
             let client = Http2::connect(front.addr).await.unwrap().authority("app.test");
-            let all: Vec<_> = (0..200).map(|n| {
-                let client = client.clone();
-                tokio::spawn(async move { client.request("POST", &format!("/{n}"), &[], format!("body {n}").as_bytes()).await })
-            }).collect();
+            let all: Vec<_> = (0..200)
+                .map(|n| {
+                    let client = client.clone();
+                    tokio::spawn(async move {
+                        client.request("POST", &format!("/{n}"), &[], format!("body {n}").as_bytes()).await
+                    })
+                })
+                .collect();
             for (n, one) in all.into_iter().enumerate() {
                 let answer = one.await.unwrap().unwrap_or_else(|e| panic!("{} {n}: {e}", front.name));
                 let json = answer.json();
                 assert_eq!((answer.status, json["target"].as_str()), (200, Some(format!("/{n}").as_str())));
                 // The app is spoken to as the client spoke, also behind a hop that is always HTTP/2.
-                assert_eq!((json["version"].as_str(), json["body"].as_str()), (Some("HTTP/2.0"), Some(format!("body {n}").as_str())));
+                assert_eq!(
+                    (json["version"].as_str(), json["body"].as_str()),
+                    (Some("HTTP/2.0"), Some(format!("body {n}").as_str()))
+                );
                 assert_eq!(json["headers"]["host"], "app.test", "{}", front.name);
                 assert!(json["headers"]["x-mesh-http2"].is_null(), "{json}");
             }
@@ -311,7 +324,10 @@ fn grpc() {
         "/t.S/Fails" => Action::Reply(Reply::grpc(9, b"half an answer").trailer("grpc-message", "not%20now")),
         // Trailers only: everything in one head.
         _ => Action::Reply(
-            Reply::new(200).header("content-type", "application/grpc").header("grpc-status", "12").header("grpc-message", "no such method"),
+            Reply::new(200)
+                .header("content-type", "application/grpc")
+                .header("grpc-status", "12")
+                .header("grpc-message", "no such method"),
         ),
     }));
     for front in fronts(app.addr(), Setup::default()) {
@@ -334,7 +350,11 @@ fn grpc() {
                 send_all(&mut send, one.clone(), n == 19).await.unwrap();
             }
             let got = collect(response).await.unwrap();
-            assert_eq!((got.grpc_status(), &got.body[5..]), (Some("0"), (20 * one.len()).to_string().as_bytes()), "{name}");
+            assert_eq!(
+                (got.grpc_status(), &got.body[5..]),
+                (Some("0"), (20 * one.len()).to_string().as_bytes()),
+                "{name}"
+            );
             // Both at once: each answer before the next question.
             let (response, mut send) = client.open(client.head("POST", "/t.S/Echo", &fields), false).await.unwrap();
             send_all(&mut send, one.clone(), false).await.unwrap();
@@ -355,18 +375,29 @@ fn grpc() {
             // Failures keep their shape.
             let got = client.request("POST", "/t.S/Fails", &fields, &one).await.unwrap();
             let trailers = got.trailers.as_ref().unwrap();
-            assert_eq!((got.grpc_status(), trailers["grpc-message"].to_str().unwrap()), (Some("9"), "not%20now"), "{name}");
+            assert_eq!(
+                (got.grpc_status(), trailers["grpc-message"].to_str().unwrap()),
+                (Some("9"), "not%20now"),
+                "{name}"
+            );
             assert_eq!(got.body, grpc_frame(b"half an answer"));
             let got = client.request("POST", "/t.S/Nothing", &fields, &one).await.unwrap();
             assert!(got.trailers.is_none() && got.body.is_empty(), "{name}: {got:?}");
-            assert_eq!((got.status, got.grpc_status(), got.header("grpc-message")), (200, Some("12"), Some("no such method")), "{name}");
+            assert_eq!(
+                (got.status, got.grpc_status(), got.header("grpc-message")),
+                (200, Some("12"), Some("no such method")),
+                "{name}"
+            );
         });
     }
     // What the proxy says itself it says in gRPC's words.
     for front in fronts(closed(), Setup::default()) {
         block_on(async {
             let client = Http2::connect(front.addr).await.unwrap();
-            let got = client.request("POST", "/t.S/Echo", &[("content-type", "application/grpc")], &grpc_frame(b"x")).await.unwrap();
+            let got = client
+                .request("POST", "/t.S/Echo", &[("content-type", "application/grpc")], &grpc_frame(b"x"))
+                .await
+                .unwrap();
             assert_eq!((got.status, got.grpc_status()), (200, Some("14")), "{}: {got:?}", front.name);
             assert!(got.trailers.is_none(), "{got:?}");
         });
@@ -390,7 +421,12 @@ fn early_answers() {
                 for _ in 0..4096 {
                     let head = if chunked { "10000\r\n" } else { "" };
                     let end = if chunked { "\r\n" } else { "" };
-                    if writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&data)).and_then(|()| writer.write_all(end.as_bytes())).is_err() {
+                    if writer
+                        .write_all(head.as_bytes())
+                        .and_then(|()| writer.write_all(&data))
+                        .and_then(|()| writer.write_all(end.as_bytes()))
+                        .is_err()
+                    {
                         return false;
                     }
                 }
@@ -439,7 +475,11 @@ fn large_bodies() {
     let down = data.clone();
     let app = Backend::start(Arc::new(move |seen| match seen.path() {
         "/down" => Action::Reply(Reply::text(200, down.clone())),
-        "/pieces" => Action::Reply(Reply { chunked: true, chunks: down.chunks(50_000).map(|c| down.slice_ref(c)).collect(), ..Reply::new(200) }),
+        "/pieces" => Action::Reply(Reply {
+            chunked: true,
+            chunks: down.chunks(50_000).map(|c| down.slice_ref(c)).collect(),
+            ..Reply::new(200)
+        }),
         _ => Action::Echo,
     }));
     let front = pair(app.addr(), Setup::default());

@@ -89,6 +89,76 @@ fn budgets_cap_amplification() {
     hop.wait_released();
 }
 
+/// Retries at every hop of a chain multiply; budgets keep the product small.
+#[test]
+fn a_chain_does_not_amplify() {
+    let backend = Backend::start(always(Reply::new(503)));
+    let route = "{retry: {attempts: 3, on: '5xx', backoff: {base: 1ms, max: 2ms}}}";
+    let chain = |budget: &str| {
+        let mut hops: Vec<Hop> = Vec::new();
+        for _ in 0..4 {
+            let next = hops.last().map_or(backend.addr(), |h| h.addr);
+            hops.push(hop(&web(&[next], route, budget)));
+        }
+        backend.clear();
+        let ((), took) = timed(|| {
+            let mut client = hops.last().unwrap().client();
+            (0..60).for_each(|_| assert_eq!(client.get("/").status, 503));
+        });
+        (backend.requests(), took)
+    };
+    // Each hop passes on at most a fifth more than it was asked, and one retry of reserve per second: 1.2 to the fourth.
+    let (attempts, took) = chain("retryBudget: {percent: 20, minPerSecond: 0, window: 10s}");
+    println!(
+        "a chain of 4 hops with 3 retries each: {attempts} attempts for 60 requests (without a budget 15360), {took:?}"
+    );
+    assert!((60..=125).contains(&attempts), "{attempts}");
+}
+
+/// How many retries may be under way at one time.
+#[test]
+fn concurrent_retries() {
+    let backend = Backend::start(always(Reply::new(503).delayed(Duration::from_millis(500))));
+    let route = "{retry: {attempts: 1, on: '5xx', backoff: {base: 1ms, max: 1ms}}}";
+    let mut ran = 0;
+    for (policy, retries) in [
+        ("breaker: {maxRetries: 2}", 2),
+        ("retryBudget: {percent: 20, minConcurrency: 3}", 3),
+        ("retryBudget: {percent: 50, minConcurrency: 3}", 5),
+        ("breaker: {maxRetries: 2}, retryBudget: {percent: 0, minPerSecond: 0, window: 1s}", 0),
+        ("", 10),
+    ] {
+        let hop = hop(&web(&[backend.addr()], route, policy));
+        backend.clear();
+        // Ten first attempts end at about one time, and whoever may retry holds the place for half a second.
+        let statuses = at_once(10, |_| hop.get("/").status);
+        assert!(statuses.iter().all(|s| *s == 503));
+        assert_eq!(backend.requests(), 10 + retries, "{policy}");
+        hop.wait_released();
+        ran += 1;
+    }
+    assert_eq!(ran, 5);
+}
+
+/// The seeds' settings at a fifth: 3 tries, 400 ms per try, 2 s in all.
+#[test]
+fn po_14_times() {
+    let backend = Backend::start(app());
+    for (tries, in_all, attempts, least, flags) in [(3, 2000, 3, 1200, "URX,UT"), (9, 2000, 5, 2000, "UT")] {
+        let route = format!(
+            "{{timeout: {{request: {in_all}ms}}, retry: {{attempts: {}, on: '5xx', perTryTimeout: 400ms, backoff: {{base: 1ms, max: 2ms}}}}}}",
+            tries - 1
+        );
+        let hop = hop(&web(&[backend.addr()], &route, ""));
+        let id = id();
+        let (answer, took) = timed(|| hop.send("GET", "/slow/9000", &[("x-request-id", &id)], b""));
+        assert_eq!((answer.status, answer.text().as_str(), backend.attempts(&id)), (504, TIMEOUT, attempts));
+        assert!((least..least + 1500).contains(&(took.as_millis() as u64)), "{took:?}");
+        assert_eq!(hop.flags(&id).0, flags);
+        hop.wait_released();
+    }
+}
+
 #[test]
 fn bodies() {
     let backend = Backend::start(Arc::new(|seen| {
@@ -140,6 +210,15 @@ fn bodies() {
         ran += 1;
     }
     assert_eq!(ran, 8);
+    // An endpoint that answers before it has read: what it did not read is sent to the next one all the same.
+    backend
+        .set(Arc::new(|seen| if seen.attempt == 1 { Action::Early(Reply::text(503, "early")) } else { Action::Echo }));
+    for i in 0..10 {
+        let id = id();
+        let answer = hop.send("POST", "/", &[("x-request-id", &id)], &vec![b'z'; 60_000]);
+        assert_eq!((answer.status, backend.attempts(&id)), (200, 2), "{i}: {}", answer.text());
+        assert_eq!(answer.json()["body_len"], 60_000);
+    }
     // Where nothing of it was sent, a body of any size may be tried elsewhere.
     let dead = free_addr();
     hop.change(&web(&[dead, backend.addr()], "", "balance: {algorithm: roundRobin}"));
@@ -311,7 +390,6 @@ fn attempts_and_permits_end_with_the_time() {
     let route = "{timeout: {request: 700ms}}";
     let good = Backend::named("good");
     let hop = hop(&web(&[good.addr()], route, ""));
-    let mut client = hop.client();
     for (upstream, at) in [("http1", one.addr()), ("http2", two.addr())] {
         hop.change(&web(&[at], route, &format!("http: {upstream}")));
         let took = at_once(8, |_| {
@@ -321,6 +399,7 @@ fn attempts_and_permits_end_with_the_time() {
         });
         println!("{upstream}: 504 after {:?} to {:?}", took.iter().min().unwrap(), took.iter().max().unwrap());
         assert!(took.iter().all(|t| (700..4000).contains(&t.as_millis())), "{took:?}");
+        let mut client = hop.client();
         assert_eq!(client.get("/").status, 504);
         hop.wait_released();
         if upstream == "http1" {

@@ -359,6 +359,10 @@ fn a_mirror_is_never_waited_for() {
     assert_eq!(copy.header("content-length"), Some("5"), "the body comes with it");
     // One line in the log: the copy is nobody's request.
     assert!(hop.proxy.log_lines().iter().filter(|l| l.contains("/copy")).count() <= 1);
+    // A body that is not kept whole is not copied, and passes whole.
+    let large = vec![b'x'; 100_000];
+    assert_eq!(hop.send("POST", "/large", &[], &large).json()["body_len"], 100_000);
+    assert_eq!(hop.proxy.metric("weft_mirror_dropped_total", &[("reason", "body")]), 1.0);
     // Shares.
     hop.change(&services(shadow.addr(), ", percent: 50"));
     shadow.clear();
@@ -401,6 +405,18 @@ fn balancing() {
     assert!(order.windows(3).all(|w| w[0] != w[1] && w[1] != w[2] && w[0] != w[2]), "{order:?}");
 
     let fresh = || backends.iter().for_each(Backend::clear);
+    // By weight, evenly spread; an endpoint that drains gets nothing new.
+    let endpoint = |i: usize, more: &str| format!("{{address: '{}', {more}}}", backends[i].addr());
+    let weighted = format!(
+        "- {{name: web, port: 80, endpoints: [{}, {}, {}], policy: {{balance: {{algorithm: roundRobin}}}}}}",
+        endpoint(0, "weight: 2"),
+        endpoint(1, "weight: 4"),
+        endpoint(2, "draining: true")
+    );
+    hop.change(&weighted);
+    backends.iter().for_each(Backend::clear);
+    (0..30).for_each(|_| drop(client.get("/")));
+    assert_eq!(counts(), [10, 20, 0]);
     hop.change(&balanced(&backends, "{algorithm: random}"));
     fresh();
     (0..600).for_each(|_| drop(client.get("/")));
@@ -424,10 +440,12 @@ fn balancing() {
     fresh();
     backends[0].set(always(Reply::text(200, "slow").delayed(Duration::from_secs(4))));
     std::thread::scope(|scope| {
-        for _ in 0..12 {
+        let at = || backends[0].counts().in_flight.load(std::sync::atomic::Ordering::SeqCst);
+        while at() == 0 {
             scope.spawn(|| hop.get("/"));
+            std::thread::sleep(Duration::from_millis(50));
         }
-        until("one is at the slow endpoint", SOON, || backends[0].requests() > 0);
+        until("only it is busy", SOON, || hop.held("active_requests") == at() as f64);
         let mut client = hop.client();
         let who: Vec<String> = (0..40).map(|_| by(&client.get("/"))).collect();
         assert!(who.iter().all(|w| w == "b1" || w == "b2"), "{who:?}");

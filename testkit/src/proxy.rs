@@ -237,6 +237,16 @@ impl Proxy {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("fd").count()
     }
 
+    /// Lets the process have no more than so many file descriptors.
+    #[track_caller]
+    pub fn limit_fds(&self, files: u64) {
+        let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
+        // SAFETY: a plain system call on our own child; the limit lives as long as the call.
+        let done =
+            unsafe { libc::prlimit(self.child.id() as libc::pid_t, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
+
     /// User and system time used so far.
     pub fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("stat");

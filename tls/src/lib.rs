@@ -21,5 +21,5 @@ pub use hello::{Hello, Peek};
 pub use identity::{Identity, TlsError};
 pub use material::{Live, Material};
 pub use reason::{HandshakeError, Reason};
-pub use socket::{ConnInfo, Flusher, MeshStream, Refusal, Stats, Taking};
+pub use socket::{ConnInfo, Ear, Flusher, MeshStream, Refusal, Stats, Taking};
 pub use verify::{Expect, PeerIdentity};

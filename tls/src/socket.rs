@@ -16,6 +16,7 @@ mod session;
 
 use std::cell::RefCell;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -125,6 +126,11 @@ impl MeshStream {
         self.inner.borrow_mut().unread(bytes);
     }
 
+    /// A second handle, for whoever must hear that the peer broke off while the stream's owner is not reading.
+    pub fn ear(&self) -> Ear {
+        Ear { inner: self.inner.clone(), flusher: self.flusher.clone(), ended: false }
+    }
+
     /// Makes the close that follows a reset, so that the peer cannot take a break for an end.
     pub fn reset_on_close(&self) {
         let _ = self.inner.borrow().tcp.set_zero_linger();
@@ -172,6 +178,47 @@ impl MeshStream {
     /// Memory of this stream's buffers, in bytes; 0 when idle.
     pub fn held(&self) -> usize {
         self.inner.borrow().held()
+    }
+}
+
+/// Listens for a break. What it hears instead stays in the stream, for the next read.
+pub struct Ear {
+    inner: Rc<RefCell<Inner>>,
+    flusher: Flusher,
+    /// The peer has ended its direction cleanly: there is nothing more to hear.
+    ended: bool,
+}
+
+impl Ear {
+    /// Reads ahead once at most: a peer that goes on sending lives.
+    const AHEAD: usize = 16 * 1024;
+
+    /// The peer has ended its direction, as far as this has listened.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Ready when the connection is broken. A clean end is none: the peer may still be listening.
+    pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut inner = self.inner.borrow_mut();
+        if self.ended || inner.has_read() {
+            return Poll::Pending;
+        }
+        let mut space = [MaybeUninit::uninit(); Self::AHEAD];
+        let mut buf = ReadBuf::uninit(&mut space);
+        let result = std::task::ready!(inner.poll_read(cx, &mut buf, self.flusher.worker()));
+        match (result, buf.filled()) {
+            (Err(_), _) => return Poll::Ready(()),
+            (Ok(()), []) => self.ended = true,
+            (Ok(()), bytes) => {
+                inner.unread(bytes);
+                // The owner may have begun to wait for just this.
+                cx.waker().wake_by_ref();
+            }
+        }
+        drop(inner);
+        self.flusher.worker().mark_if_needed(&self.inner);
+        Poll::Pending
     }
 }
 

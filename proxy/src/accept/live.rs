@@ -209,3 +209,35 @@ fn allowed(conn: &Conn, listener: &listener::Config) -> bool {
         name @ Clients::DnsName(_) => *name == conn.listener.clients,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// A panic costs the connection it happens in, and nobody else; the list forgets it.
+    #[tokio::test]
+    async fn a_panic_is_one_connections_end() {
+        tokio::task::LocalSet::new().run_until(panics()).await;
+    }
+
+    async fn panics() {
+        let live = Live::default();
+        let (go, done) = (Rc::new(Notify::new()), Rc::new(Cell::new(0)));
+        for n in 0..10 {
+            let (go, done) = (go.clone(), done.clone());
+            live.spawn(|ticket| async move {
+                let _ticket = ticket;
+                go.notified().await;
+                assert!(n % 2 == 0, "number {n} breaks");
+                tokio::task::yield_now().await;
+                done.set(done.get() + 1);
+            });
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(live.len(), 10);
+        go.notify_waiters();
+        live.emptied().await;
+        assert_eq!((done.get(), live.len()), (5, 0));
+    }
+}

@@ -38,7 +38,7 @@ pub fn text(mut backends: Vec<Arc<Backend>>) -> String {
             let out = endpoint.health.is_out();
             line("health_flags", &if out { "/failed_outlier_check" } else { "healthy" });
             line("circuit", &endpoint.health.word());
-            line("weight", &endpoint.weight);
+            line("weight", &endpoint.weight());
             line("ejections", &endpoint.health.ejections());
             if let Some(identity) = &endpoint.identity {
                 line("identity", identity);

@@ -18,9 +18,11 @@ use crate::upstream::pool::{Lease, lease};
 use crate::worker::{Conn, Worker};
 use http::HeaderValue;
 use smallvec::SmallVec;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use weft_policy::backend::{self, Backend};
 use weft_policy::breaker::RequestPermit;
@@ -30,6 +32,8 @@ use weft_policy::mtls::UpstreamTls;
 use weft_policy::outlier::Signal;
 use weft_policy::reason::Reason;
 use weft_policy::retry::{self, Decision, Outcome};
+
+const RATELIMITED: http::HeaderName = http::HeaderName::from_static("x-envoy-ratelimited");
 
 /// What the request path decided before the first attempt.
 pub struct Plan<'a> {
@@ -71,14 +75,10 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
         let mut attempt = OneAttempt { head: None, picked: None, span: span_of(worker) };
         let started = Instant::now();
         let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);
-        let trying = limit.run(once(plan, flight, this_head, replay.as_ref(), avoid, retried, &mut attempt));
-        let sent = match plan.idle {
-            None => trying.await,
-            Some(idle) => tokio::select! {
-                biased;
-                sent = trying => sent,
-                () = quiet(idle, started, replay.as_ref()) => Err(Reason::StreamIdle),
-            },
+        let sent = {
+            let quiet = plan.idle.map(|idle| Box::pin(quiet(idle, started, replay.as_ref())));
+            let trying = pin!(once(plan, flight, this_head, replay.as_ref(), avoid, retried, &mut attempt));
+            limit.run(trying, quiet).await
         };
         drop(retrying.take());
         head = attempt.head;
@@ -153,11 +153,11 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
                     let pause = plan.retry.backoff.pause(retried, worker.random());
                     let wake = ended + pause;
                     if plan.deadline.is_some_and(|at| wake >= at) {
-                        sleep_until(plan.deadline.unwrap_or(wake)).await;
+                        Box::pin(sleep_until(plan.deadline.unwrap_or(wake))).await;
                         return Err(fail(Reason::RequestTimeout, retried));
                     }
                     if !pause.is_zero() {
-                        sleep_until(wake).await;
+                        Box::pin(sleep_until(wake)).await;
                     }
                     continue;
                 }
@@ -224,7 +224,8 @@ async fn once(
     let mut lease = leased.map_err(unprocessed)?;
     let Some(kept) = left.head.take() else { return Err(unprocessed(Reason::Internal)) };
     head = kept;
-    let again = lease.is_shared() || plan.retry.attempts > 0 && !plan.retry.on.is_empty();
+    // What was never sent comes back by itself; HTTP/2 may refuse what was.
+    let again = lease.is_shared() || plan.retry.on.follows_sending();
     if again && retried < plan.retry.attempts {
         left.head = Some(head.clone());
     }
@@ -269,7 +270,8 @@ fn classify(reply: &Reply, grpc: bool) -> (Outcome, Signal) {
         false => None,
     };
     let status = reply.status.as_u16();
-    let outcome = Outcome::Response { status, grpc_status, ratelimited: fields.contains_key("x-envoy-ratelimited") };
+    let outcome =
+        Outcome::Response { status, grpc_status, ratelimited: status == 429 && fields.contains_key(RATELIMITED) };
     let signal = match grpc_status {
         Some(code) if status == 200 => Signal::Grpc(code),
         _ => Signal::Status(status),
@@ -280,7 +282,7 @@ fn classify(reply: &Reply, grpc: bool) -> (Outcome, Signal) {
 fn outcome_of(failed: &SendFailed) -> Outcome {
     match failed.reason {
         Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => Outcome::ConnectFailed,
-        Reason::Overflow | Reason::NoHealthyUpstream => Outcome::Overflow,
+        Reason::Overflow | Reason::Overload | Reason::NoHealthyUpstream => Outcome::Overflow,
         Reason::RefusedStream => Outcome::RefusedStream,
         Reason::UpstreamProtocol => Outcome::ProtocolError,
         _ => Outcome::Reset { before_request_bytes: failed.unprocessed },
@@ -318,6 +320,7 @@ fn stall_limit(head: &Head, plan: &Plan<'_>) -> Option<Duration> {
 }
 
 /// The nearer of the attempt's and the request's limit.
+#[derive(Clone, Copy)]
 enum Limit {
     None,
     At(Instant, Reason),
@@ -334,11 +337,33 @@ impl Limit {
         }
     }
 
-    async fn run<F: Future>(self, future: F) -> Result<F::Output, Reason> {
-        match self {
-            Limit::None => Ok(future.await),
-            Limit::At(at, reason) => tokio::time::timeout_at(at.into(), future).await.map_err(|_| reason),
-        }
+    /// The future stays where it is pinned: moving one of its size would cost more than most policies do.
+    async fn run<F: Future>(
+        self,
+        mut future: Pin<&mut F>,
+        mut quiet: Option<Pin<Box<impl Future<Output = ()>>>>,
+    ) -> Result<F::Output, Reason> {
+        let mut timer = pin!(None);
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = future.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            if let Some(quiet) = &mut quiet
+                && quiet.as_mut().poll(cx).is_ready()
+            {
+                return Poll::Ready(Err(Reason::StreamIdle));
+            }
+            let Limit::At(at, reason) = self else { return Poll::Pending };
+            // Only what has to wait needs a timer.
+            if timer.is_none() {
+                timer.set(Some(tokio::time::sleep_until(at.into())));
+            }
+            match timer.as_mut().as_pin_mut() {
+                Some(timer) => timer.poll(cx).map(|()| Err(reason)),
+                None => Poll::Pending,
+            }
+        })
+        .await
     }
 }
 

@@ -3,6 +3,7 @@
 use super::body::replay::Replayable;
 use super::exchange::{Body, BodyError, Head, Reply, Watch};
 use super::hyper_driver::Served;
+use super::outbound::REQUEST_ID;
 use super::reject::{self, Asker, GRPC_STATUS};
 use crate::telemetry::record::{Proto, Record};
 use crate::telemetry::trace::Trace;
@@ -77,6 +78,13 @@ impl Flight {
         if !std::mem::replace(&mut self.reported, true) {
             self.worker.recorder.finish(&self.record);
         }
+    }
+
+    /// Answers a request that is not looked at any further; the log has what its client called it.
+    pub fn refuse(mut self, head: &Head, reason: Reason) -> Served {
+        self.record.request_id = head.fields.0.get(REQUEST_ID).cloned();
+        self.record.authority = head.authority.clone();
+        self.reject(reason, false)
     }
 
     /// Answers by itself.

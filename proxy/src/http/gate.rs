@@ -29,10 +29,27 @@ pub struct Control {
     /// A request asked to leave HTTP and its answer is not known yet: nothing more is read until it is.
     undecided: Cell<bool>,
     tunnel: Cell<bool>,
+    /// A request is being answered, and the codec does not look at the connection meanwhile.
+    busy: Cell<bool>,
+    /// Bytes went to the client since somebody last asked.
+    wrote: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Control {
+    /// A request was handed to the request path.
+    pub fn asked(&self) {
+        self.busy.set(true);
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.busy.get()
+    }
+
+    pub fn take_wrote(&self) -> bool {
+        self.wrote.take()
+    }
+
     /// Every answer is told here; only those to CONNECT and Upgrade matter.
     pub fn answered(&self, leaves_http: bool) {
         if self.undecided.replace(false) {
@@ -252,6 +269,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Gate<T> {
         if this.control.tunnel.get() {
             this.at = At::Tunnel;
         }
+        if this.at == At::Head {
+            // The codec wants the next request: the last one is answered.
+            this.control.busy.set(false);
+        }
         let before = buf.filled().len();
         match Pin::new(&mut this.io).poll_read(cx, buf) {
             Poll::Pending => match this.poll_due(cx) {
@@ -283,6 +304,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Gate<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Gate<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.control.wrote.set(true);
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -291,6 +313,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gate<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.control.wrote.set(true);
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 

@@ -3,8 +3,10 @@
 //! Server side: one future per connection; HTTP/1 requests are polled inline by it, HTTP/2 streams by local tasks.
 //! Client side: a sender per connection and one local task that drives it.
 
+use super::early::Early;
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
 use super::gate::{Control, Gate};
+use super::h2_client::Http2Body;
 use super::stall::{Link, Offered, Streams};
 use crate::worker::{Phase, Worker};
 use bytes::Bytes;
@@ -16,7 +18,7 @@ use hyper::body::Incoming;
 use hyper::client::conn as client;
 use hyper::server::conn as server;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -25,14 +27,22 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use weft_policy::listener::Limits;
 use weft_policy::reason::Reason;
-use weft_tls::{MeshStream, Refusal};
+use weft_tls::{Ear, MeshStream, Refusal};
 
 /// A body as the codec delivers it.
-pub struct Wire(Incoming);
+pub enum Wire {
+    Hyper(Incoming),
+    Http2(Http2Body),
+}
 
 impl Wire {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.0).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(|_| BodyError::Broken)))
+        match self {
+            Wire::Hyper(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(|_| BodyError::Broken)))
+            }
+            Wire::Http2(body) => body.poll_frame(cx),
+        }
     }
 }
 
@@ -45,11 +55,17 @@ impl http_body::Body for Wire {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        match self {
+            Wire::Hyper(body) => body.is_end_stream(),
+            Wire::Http2(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.0.size_hint()
+        match self {
+            Wire::Hyper(body) => body.size_hint(),
+            Wire::Http2(body) => body.size_hint(),
+        }
     }
 }
 
@@ -78,24 +94,8 @@ impl std::fmt::Debug for Tunnel {
 /// Windows: one stream may not take the whole connection, and bulk must not wait for updates.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Towards endpoints: what answers may lie here because their clients do not take them. The connection's bounds memory, and
-/// several times the stream's lets some streams stall before the others wait for them.
-const ANSWER_WINDOW: u32 = 256 * 1024;
-const ANSWERS_WINDOW: u32 = 2 * 1024 * 1024;
 /// Of answers; requests come in frames of the protocol's own size, which is what h2spec's case 4.2/3 takes for granted.
-const MAX_FRAME: u32 = 64 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
-
-#[derive(Clone, Copy)]
-struct Local;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
-}
 
 /// What the driver serves.
 pub trait Serve {
@@ -127,7 +127,7 @@ fn take_request(request: hyper::Request<Incoming>) -> Request {
             path,
             fields: FieldMap(parts.headers),
         },
-        body: Body::wire(Wire(incoming)),
+        body: Body::wire(Wire::Hyper(incoming)),
     }
 }
 
@@ -142,12 +142,14 @@ fn give_reply<B>(reply: Reply, make: impl FnOnce(Body) -> B) -> hyper::Response<
 pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, worker: &Worker, service: S) {
     let control = Rc::new(Control::default());
     let tunnel: Rc<RefCell<Option<Upgrade>>> = Rc::default();
+    let mut absent = Absent { ear: io.ear(), patience: None };
     let gate = Gate::new(io, control.clone(), *limits);
     let service = {
         let (service, control, tunnel) = (Rc::new(service), control.clone(), tunnel.clone());
         let ending = worker.ending.clone();
         hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             let (control, tunnel, ending) = (control.clone(), tunnel.clone(), ending.clone());
+            control.asked();
             let leaving =
                 request.method() == http::Method::CONNECT || super::normalise::wants_upgrade(request.headers());
             let served = service.clone().serve(take_request(request));
@@ -177,18 +179,25 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         .serve_connection(TokioIo::new(gate), service);
     let mut told = false;
     let mut ticket = worker.ending.register();
-    let _ = poll_fn(|cx| {
+    let broken = poll_fn(|cx| {
         // The gate does not let it shut the socket down: there may be more to say, or a tunnel to make of it.
-        let polled = Pin::new(&mut connection).poll(cx);
+        let mut polled = Pin::new(&mut connection).poll(cx);
         if polled.is_pending() && ticket.poll(cx) >= Phase::Ending && !told {
             // Polled first, so that a request whose bytes are here already is still served.
             told = true;
             Pin::new(&mut connection).graceful_shutdown();
-            return Pin::new(&mut connection).poll(cx);
+            polled = Pin::new(&mut connection).poll(cx);
         }
-        polled
+        match polled {
+            Poll::Ready(_) => Poll::Ready(false),
+            Poll::Pending if control.is_busy() => absent.poll(cx, &control).map(|()| true),
+            Poll::Pending => Poll::Pending,
+        }
     })
     .await;
+    if broken {
+        return;
+    }
     let parts = connection.into_parts();
     let mut io = parts.io.into_inner().into_inner();
     let upgrade = tunnel.borrow_mut().take();
@@ -204,6 +213,36 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         super::reject::linger(&mut io).await;
     }
     let _ = io.shutdown().await;
+}
+
+/// A client that owes nothing more may close its direction and still wait for its answer; so the codec does not read while
+/// it owes one, and would not see that nobody is there any more. This does: at once when the connection breaks, and after a
+/// while when it was half closed, which is how most clients that gave up look.
+struct Absent {
+    ear: Ear,
+    patience: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Absent {
+    /// Without a byte of an answer.
+    const PATIENCE: Duration = Duration::from_secs(15);
+
+    fn poll(&mut self, cx: &mut Context<'_>, control: &Control) -> Poll<()> {
+        if self.ear.poll_broken(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !self.ear.has_ended() {
+            return Poll::Pending;
+        }
+        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(Self::PATIENCE)));
+        while patience.as_mut().poll(cx).is_ready() {
+            if !control.take_wrote() {
+                return Poll::Ready(());
+            }
+            patience.as_mut().reset(tokio::time::Instant::now() + Self::PATIENCE);
+        }
+        Poll::Pending
+    }
 }
 
 /// Serves HTTP/2 on a connection until it ends.
@@ -268,7 +307,7 @@ pub async fn serve_http2<S: Serve + 'static>(
 #[derive(Clone)]
 pub enum Sender {
     Http1(Rc<RefCell<Http1>>),
-    Http2 { sender: client::http2::SendRequest<Body>, max_streams: Rc<Cell<usize>>, refusal: Refusal },
+    Http2(super::h2_client::Client),
 }
 
 pub struct Http1 {
@@ -299,7 +338,7 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
     let (sender, mut connection) = client::http1::Builder::new()
         .max_headers(limits.header_count.max(128) as usize)
         .max_buf_size(limits.header_bytes.max(64 * 1024) as usize + 64 * 1024)
-        .handshake::<_, Body>(TokioIo::new(io))
+        .handshake::<_, Body>(TokioIo::new(Early::new(io)))
         .await
         .map_err(|_| Reason::ConnectFailed)?;
     let told = refusal.clone();
@@ -310,7 +349,7 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
         closed();
         tell_refused(&told);
         let parts = connection.into_parts();
-        let mut io = parts.io.into_inner();
+        let mut io = parts.io.into_inner().into_inner();
         let leave = left.borrow_mut().take();
         match (ended, leave) {
             (Ok(()), Some(leave)) => {
@@ -326,37 +365,11 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
 
 /// HTTP/2 towards an endpoint.
 pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
-    let refusal = io.refusal();
-    let (sender, mut connection) = client::http2::Builder::new(Local)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(ANSWER_WINDOW)
-        .initial_connection_window_size(ANSWERS_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .max_header_list_size(limits.header_bytes)
-        .max_send_buf_size(SEND_BUFFER)
-        .initial_max_send_streams(100)
-        .keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .handshake::<_, Body>(TokioIo::new(io))
-        .await
-        .map_err(|_| Reason::ConnectFailed)?;
-    let max_streams = Rc::new(Cell::new(100));
-    let (known, told) = (max_streams.clone(), refusal.clone());
-    tokio::task::spawn_local(async move {
-        let _ = poll_fn(|cx| {
-            let polled = Pin::new(&mut connection).poll(cx);
-            known.set(connection.current_max_send_streams());
-            polled
-        })
-        .await;
-        closed();
-        tell_refused(&told);
-    });
-    Ok(Sender::Http2 { sender, max_streams, refusal })
+    Ok(Sender::Http2(super::h2_client::connect(io, limits, closed).await?))
 }
 
 /// Under TLS 1.3 a client learns after its own handshake that its certificate was refused.
-fn tell_refused(refusal: &Refusal) {
+pub fn tell_refused(refusal: &Refusal) {
     if let Some(reason) = refusal.get() {
         crate::upstream::dial::handshake_failed(reason);
     }
@@ -367,26 +380,19 @@ impl Sender {
     pub fn is_closed(&self) -> bool {
         match self {
             Sender::Http1(one) => one.borrow().sender.is_closed(),
-            Sender::Http2 { sender, .. } => sender.is_closed(),
+            Sender::Http2(client) => client.is_closed(),
         }
     }
 
     pub fn is_http2(&self) -> bool {
-        matches!(self, Sender::Http2 { .. })
+        matches!(self, Sender::Http2(_))
     }
 
     /// Streams the peer lets us open.
     pub fn max_streams(&self) -> usize {
         match self {
             Sender::Http1(_) => 1,
-            Sender::Http2 { max_streams, .. } => max_streams.get(),
-        }
-    }
-
-    fn refusal(&self) -> Refusal {
-        match self {
-            Sender::Http1(one) => one.borrow().refusal.clone(),
-            Sender::Http2 { refusal, .. } => refusal.clone(),
+            Sender::Http2(client) => client.max_streams(),
         }
     }
 
@@ -394,75 +400,73 @@ impl Sender {
     pub async fn ready(&mut self) -> bool {
         match self {
             Sender::Http1(one) => poll_fn(|cx| one.borrow_mut().sender.poll_ready(cx)).await.is_ok(),
-            Sender::Http2 { sender, .. } => sender.ready().await.is_ok(),
+            Sender::Http2(client) => !client.is_closed(),
         }
     }
 
     /// Sends a request and waits for the response head.
-    pub async fn send(&mut self, request: Request, leaving: bool) -> Result<Reply, SendFailed> {
-        let mut upgrade = None;
-        let connect = request.head.method == http::Method::CONNECT;
-        let wanted = leaving.then(|| request.head.fields.0.get(UPGRADE).cloned()).flatten();
+    ///
+    /// The request is handed over at once, so the future that waits for the answer is small.
+    pub fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
         let sent = match self {
-            Sender::Http1(one) => {
-                let mut one = one.borrow_mut();
-                if leaving {
-                    let (tx, rx) = oneshot::channel();
-                    *one.leave.borrow_mut() = Some(tx);
-                    upgrade = Some(Upgrade(rx));
-                }
-                let message = give_request(request, false);
-                let sending = one.sender.try_send_request(message);
-                drop(one);
-                Sending::One(sending)
-            }
-            Sender::Http2 { sender, .. } => Sending::Two(sender.try_send_request(give_request(request, true))),
+            Sender::Http1(one) => Sending::One(one.borrow_mut().send(request, leaving)),
+            Sender::Http2(client) => Sending::Two(client.send(request)),
         };
-        let refusal = self.refusal();
-        let answered = match sent {
-            Sending::One(sending) => sending.await,
-            Sending::Two(sending) => sending.await,
-        };
-        match answered {
-            Ok(response) => {
-                let (parts, incoming) = response.into_parts();
-                let left =
-                    parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
-                let framing = &parts.headers;
-                if ambiguous(framing) {
-                    return Err(SendFailed::new(Reason::UpstreamProtocol, false));
-                }
-                let switched = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
-                if left && (upgrade.is_none() || (switched && !matches(framing.get(UPGRADE), wanted.as_ref()))) {
-                    // 101 to a request that asked for nothing, or for something else.
-                    return Err(SendFailed::new(Reason::UpstreamProtocol, false));
-                }
-                Ok(Reply {
-                    status: parts.status,
-                    fields: FieldMap(parts.headers),
-                    body: if left { Body::empty() } else { Body::wire(Wire(incoming)) },
-                    upgrade: upgrade.filter(|_| left),
-                })
-            }
-            Err(mut failed) => {
-                let unsent = failed.take_message();
-                let (reason, unprocessed) = match refusal.get() {
-                    Some(_) => (Reason::TlsFailed, true),
-                    None => why(failed.error()),
-                };
-                Err(SendFailed {
-                    reason,
-                    unprocessed: unprocessed || unsent.is_some(),
-                    request: unsent.map(|m| Box::new(take_back(m))),
-                })
+        async move {
+            match sent {
+                Sending::One(sending) => sending.await,
+                Sending::Two(sending) => sending.await,
             }
         }
     }
 }
 
+impl Http1 {
+    fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
+        let connect = request.head.method == http::Method::CONNECT;
+        let wanted = leaving.then(|| request.head.fields.0.get(UPGRADE).cloned()).flatten();
+        let upgrade = leaving.then(|| {
+            let (tx, rx) = oneshot::channel();
+            *self.leave.borrow_mut() = Some(tx);
+            Upgrade(rx)
+        });
+        let sending = self.sender.try_send_request(give_request(request, false));
+        let refusal = self.refusal.clone();
+        async move {
+            match sending.await {
+                Ok(response) => take_reply(response, connect, upgrade, wanted.as_ref()),
+                Err(failed) => Err(take_failure(failed, &refusal)),
+            }
+        }
+    }
+}
+
+fn take_reply(
+    response: hyper::Response<Incoming>,
+    connect: bool,
+    upgrade: Option<Upgrade>,
+    wanted: Option<&HeaderValue>,
+) -> Result<Reply, SendFailed> {
+    let (parts, incoming) = response.into_parts();
+    let left = parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
+    let framing = &parts.headers;
+    // Also not to be believed: 101 to a request that asked for nothing, or for something else.
+    let switched = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    let unasked = left && (upgrade.is_none() || (switched && !is_wanted(framing.get(UPGRADE), wanted)));
+    if is_ambiguous(framing) || unasked {
+        return Err(SendFailed::new(Reason::UpstreamProtocol, false));
+    }
+    Ok(Reply {
+        status: parts.status,
+        fields: FieldMap(parts.headers),
+        body: if left { Body::empty() } else { Body::wire(Wire::Hyper(incoming)) },
+        upgrade: upgrade.filter(|_| left),
+    })
+}
+
 /// Whether two readers could see different bodies. The codec prefers a coding to a length, and reads one it does not know to
 /// the connection's end.
-fn ambiguous(fields: &http::HeaderMap) -> bool {
+fn is_ambiguous(fields: &http::HeaderMap) -> bool {
     let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => false,
@@ -474,10 +478,19 @@ fn ambiguous(fields: &http::HeaderMap) -> bool {
 }
 
 /// Whether a server switches to one of the protocols that the client named.
-fn matches(to: Option<&HeaderValue>, wanted: Option<&HeaderValue>) -> bool {
+fn is_wanted(to: Option<&HeaderValue>, wanted: Option<&HeaderValue>) -> bool {
     let (Some(to), Some(wanted)) = (to, wanted) else { return false };
     let mut wanted = wanted.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
     wanted.any(|w| w.eq_ignore_ascii_case(to.as_bytes().trim_ascii()))
+}
+
+fn take_failure(mut failed: client::TrySendError<hyper::Request<Body>>, refusal: &Refusal) -> SendFailed {
+    let unsent = failed.take_message();
+    let (reason, unprocessed) = match refusal.get() {
+        Some(_) => (Reason::TlsFailed, true),
+        None => why(failed.error()),
+    };
+    SendFailed { reason, unprocessed: unprocessed || unsent.is_some(), request: unsent.map(|m| Box::new(take_back(m))) }
 }
 
 enum Sending<A, B> {
@@ -485,7 +498,7 @@ enum Sending<A, B> {
     Two(B),
 }
 
-fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
+pub fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
     let Head { method, authority, path, mut fields, asterisk, .. } = request.head;
     // HTTP/2 has it in the target, where there is one.
     if !http2 || asterisk {
@@ -539,15 +552,7 @@ fn take_back(message: hyper::Request<Body>) -> Request {
 fn why(error: &hyper::Error) -> (Reason, bool) {
     use std::error::Error;
     if let Some(h2) = error.source().and_then(|e| e.downcast_ref::<h2::Error>()) {
-        if h2.is_go_away() && h2.is_remote() {
-            return (Reason::RefusedStream, true);
-        }
-        return match h2.reason() {
-            Some(h2::Reason::REFUSED_STREAM) => (Reason::RefusedStream, true),
-            Some(_) if h2.is_reset() && h2.is_remote() => (Reason::UpstreamReset, false),
-            Some(_) if h2.is_library() || h2.is_reset() => (Reason::UpstreamProtocol, false),
-            _ => (Reason::UpstreamClosed, false),
-        };
+        return super::h2_client::why(h2);
     }
     if error.is_canceled() {
         return (Reason::UpstreamClosed, true);

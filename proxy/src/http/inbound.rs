@@ -21,9 +21,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     // What a plain client says of itself or of its path through the mesh is not believed; a peer's sidecar is.
     let asked = match normalise::request(&mut request.head, conn.mesh) {
         Ok(asked) => asked,
-        Err(reason) => return flight.reject(reason, false),
+        Err(reason) => return flight.refuse(&request.head, reason),
     };
-    flight.record.authority = request.head.authority.clone();
     identify(&worker, &conn, &mut flight, &mut request.head);
     tell_identity(&worker, &conn, &mut request);
 

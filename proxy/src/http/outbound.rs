@@ -34,9 +34,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     // One reading of the request before anything looks at it.
     let asked = match normalise::request(&mut request.head, conn.mesh) {
         Ok(asked) => asked,
-        Err(reason) => return flight.reject(reason, false),
+        Err(reason) => return flight.refuse(&request.head, reason),
     };
-    flight.record.authority = request.head.authority.clone();
     identify(&worker, &conn, &mut flight, &mut request.head);
 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
@@ -68,7 +67,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         let fault = fault.decide(worker.random(), worker.random());
         if let Some(delay) = fault.delay {
             flight.record.flags.delay_injected = true;
-            tokio::time::sleep(delay).await;
+            Box::pin(tokio::time::sleep(delay)).await;
         }
         if let Some(with) = fault.abort {
             return abort(flight, with);
@@ -164,6 +163,7 @@ pub fn identify(worker: &Worker, conn: &Conn, flight: &mut Flight, head: &mut He
     if head.authority.is_none() {
         head.authority = conn.destination.to_string().parse().ok();
     }
+    flight.record.authority = head.authority.clone();
     let fields = &mut head.fields.0;
     let id = match fields.get(REQUEST_ID) {
         Some(id) => id.clone(),
@@ -197,7 +197,10 @@ fn request_id(a: u64, b: u64) -> HeaderValue {
         text[at + 1] = HEX[usize::from(byte & 15)];
         at += 2;
     }
-    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
+    let mut value = HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"));
+    // Never the same twice: HPACK's table is better kept for what is.
+    value.set_sensitive(true);
+    value
 }
 
 /// Host without port, lower case; empty where the client named none.

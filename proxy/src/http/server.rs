@@ -5,6 +5,7 @@ use super::hyper_driver::{self, Serve, Served};
 use super::{inbound, outbound};
 use crate::worker::{Conn, Worker};
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -26,13 +27,12 @@ struct App {
 impl Serve for App {
     fn serve(self: Rc<Self>, request: Request) -> impl Future<Output = Served> + 'static {
         let (worker, conn) = (self.worker.clone(), self.conn.clone());
-        async move {
-            if conn.listener.role.is_inbound() {
-                inbound::serve(worker, conn, request).await
-            } else {
-                outbound::serve(worker, conn, request).await
-            }
-        }
+        // In a box, so that a connection that waits for a request does not hold the room of one.
+        let path: Pin<Box<dyn Future<Output = Served>>> = match conn.listener.role.is_inbound() {
+            true => Box::pin(inbound::serve(worker, conn, request)),
+            false => Box::pin(outbound::serve(worker, conn, request)),
+        };
+        path
     }
 }
 

@@ -132,7 +132,9 @@ impl Trace {
 }
 
 fn put(map: &mut http::HeaderMap, name: HeaderName, value: &[u8]) {
-    if let Ok(value) = HeaderValue::from_bytes(value) {
+    if let Ok(mut value) = HeaderValue::from_bytes(value) {
+        // New for every request: HPACK's table is better kept for what comes again.
+        value.set_sensitive(true);
         map.insert(name, value);
     }
 }

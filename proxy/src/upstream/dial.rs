@@ -95,6 +95,8 @@ pub async fn dial(
 async fn connect(addr: SocketAddr, keepalive: Option<Duration>) -> Result<TcpStream, Reason> {
     let tcp = TcpStream::connect(addr).await.map_err(|e| match e.kind() {
         std::io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+        // Our own lack, nothing that speaks against the endpoint.
+        _ if crate::accept::listener::is_exhausted(&e) => Reason::Overload,
         _ => Reason::ConnectFailed,
     })?;
     let _ = tcp.set_nodelay(true);

@@ -30,7 +30,22 @@ pub async fn pick(
     hash: Option<u64>,
     tried: &[usize],
 ) -> Result<Picked, Reason> {
-    let since = Instant::now();
+    let now = Instant::now();
+    let set = backend.endpoints.load_full();
+    match pick_now(worker, backend, &set, hash, tried, now) {
+        Some(picked) => Ok(picked),
+        // Waiting is rare, and its room in the request's future is not.
+        None => Box::pin(wait(worker, backend, hash, tried, now)).await,
+    }
+}
+
+async fn wait(
+    worker: &std::rc::Rc<Worker>,
+    backend: &Arc<Backend>,
+    hash: Option<u64>,
+    tried: &[usize],
+    since: Instant,
+) -> Result<Picked, Reason> {
     loop {
         let now = Instant::now();
         let set = backend.endpoints.load_full();

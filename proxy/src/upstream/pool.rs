@@ -96,6 +96,9 @@ impl Drop for Lease {
             shared.in_flight.set(left);
             if left == 0 {
                 shared.idle_since.set(Instant::now());
+                if shared.retired.get() || self.pool.endpoint.is_gone() {
+                    self.pool.shared.borrow_mut().retain(|s| !Rc::ptr_eq(s, shared));
+                }
             }
         }
     }
@@ -236,12 +239,35 @@ pub async fn lease(
 ) -> Result<Lease, Reason> {
     let secured = security(worker, &backend.config.load(), endpoint)? != Security::Plain;
     let pool = worker.pools.pool(backend, endpoint, inside);
-    let lent = |pool: &Rc<Pool>, sender, kind| Lease { sender, secured, kind, pool: pool.clone() };
+    if inside == Inside::Http2 {
+        if let Some(shared) = pool.take_shared() {
+            return Ok(share(&pool, shared, secured));
+        }
+    } else {
+        while let Some(idle) = pool.take_idle() {
+            if let Some(lease) = take_up(&pool, idle, secured).await {
+                return Ok(lease);
+            }
+        }
+    }
+    // Whoever finds a connection does not carry along the room that making one takes.
+    Box::pin(make(worker, pool, secured, inside, limits)).await
+}
+
+/// Makes a connection, or waits for one, as the breaker allows.
+async fn make(
+    worker: &Rc<Worker>,
+    pool: Rc<Pool>,
+    secured: bool,
+    inside: Inside,
+    limits: &Limits,
+) -> Result<Lease, Reason> {
+    let backend = &pool.backend;
     // Bounded: each turn either ends or waits for another to have failed.
     for _ in 0..8 {
         if inside == Inside::Http2 {
             if let Some(shared) = pool.take_shared() {
-                return Ok(share(&pool, shared, lent));
+                return Ok(share(&pool, shared, secured));
             }
             if pool.dialling.get() {
                 match wait_for_dial(&pool, backend).await? {
@@ -259,40 +285,39 @@ pub async fn lease(
                 },
             };
             let shared = dial_shared(worker, &pool, permit, limits).await?;
-            return Ok(share(&pool, shared, lent));
-        }
-        while let Some(idle) = pool.take_idle() {
-            let mut sender = idle.sender;
-            if sender.ready().await {
-                return Ok(lent(&pool, sender, Kind::One { born: idle.born, uses: idle.uses + 1 }));
-            }
+            return Ok(share(&pool, shared, secured));
         }
         let permit = match ConnectionPermit::take(backend) {
             Some(permit) => permit,
             None => match wait(&pool, backend, worker).await? {
                 Waited::Permit(permit) => permit,
                 Waited::Handed(Handed::Again(_)) => continue,
-                Waited::Handed(Handed::One(idle)) => {
-                    let mut sender = idle.sender;
-                    if sender.ready().await {
-                        return Ok(lent(&pool, sender, Kind::One { born: idle.born, uses: idle.uses + 1 }));
-                    }
-                    continue;
-                }
+                Waited::Handed(Handed::One(idle)) => match take_up(&pool, idle, secured).await {
+                    Some(lease) => return Ok(lease),
+                    None => continue,
+                },
             },
         };
-        let io = dial(worker, &backend.config.load_full(), endpoint, inside).await?;
+        let io = dial(worker, &backend.config.load_full(), &pool.endpoint, inside).await?;
         let closed = count_open(&pool, permit);
         let mut sender = hyper_driver::connect_http1(io, limits, closed).await?;
         if !sender.ready().await {
             return Err(Reason::ConnectFailed);
         }
-        return Ok(lent(&pool, sender, Kind::One { born: Instant::now(), uses: 1 }));
+        let kind = Kind::One { born: Instant::now(), uses: 1 };
+        return Ok(Lease { sender, secured, kind, pool: pool.clone() });
     }
     Err(Reason::UpstreamClosed)
 }
 
-fn share(pool: &Rc<Pool>, shared: Rc<Shared>, lent: impl FnOnce(&Rc<Pool>, Sender, Kind) -> Lease) -> Lease {
+/// A kept HTTP/1 connection, once it has finished its last exchange; `None` if it ended instead.
+async fn take_up(pool: &Rc<Pool>, idle: Idle, secured: bool) -> Option<Lease> {
+    let mut sender = idle.sender;
+    let kind = Kind::One { born: idle.born, uses: idle.uses + 1 };
+    sender.ready().await.then(|| Lease { sender, secured, kind, pool: pool.clone() })
+}
+
+fn share(pool: &Rc<Pool>, shared: Rc<Shared>, secured: bool) -> Lease {
     shared.in_flight.set(shared.in_flight.get() + 1);
     let uses = shared.uses.get() + 1;
     shared.uses.set(uses);
@@ -301,7 +326,7 @@ fn share(pool: &Rc<Pool>, shared: Rc<Shared>, lent: impl FnOnce(&Rc<Pool>, Sende
         pool.shared.borrow_mut().retain(|s| !Rc::ptr_eq(s, &shared));
     }
     let sender = shared.sender.borrow().clone();
-    lent(pool, sender, Kind::Shared(shared))
+    Lease { sender, secured, kind: Kind::Shared(shared), pool: pool.clone() }
 }
 
 /// Runs when a connection has ended: its permit goes back.

@@ -39,6 +39,7 @@ pub async fn connect(worker: &Rc<Worker>, backend: &Arc<Backend>, source: Option
                 picked.tell(Signal::Success, Instant::now());
                 return Ok(Connected { io, picked, secured, _permit: permit });
             }
+            Err(Reason::Overload) => return Err(Reason::Overload),
             Err(reason) => {
                 picked.tell(Signal::ConnectFailed, Instant::now());
                 last = reason;

@@ -176,6 +176,11 @@ impl Inner {
 
     // Reading.
 
+    /// Something was read that nobody has taken yet.
+    pub(super) fn has_read(&self) -> bool {
+        !self.plain.is_empty()
+    }
+
     pub(super) fn unread(&mut self, bytes: &[u8]) {
         let mut bytes = bytes.to_vec();
         bytes.extend_from_slice(self.plain.front());
