@@ -21,8 +21,8 @@ use weft_policy::listener::Limits;
 use weft_policy::reason::Reason;
 use weft_tls::{MeshStream, Refusal};
 
-/// What answers may lie here because their clients do not take them. The connection's bounds memory, and several times the
-/// stream's lets some streams stall before the others wait for them.
+/// What answers may lie here because their clients do not take them: the connection's window bounds the memory, and being
+/// several times the stream's, lets some streams stall before the others wait for them.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 const MAX_FRAME: u32 = 64 * 1024;

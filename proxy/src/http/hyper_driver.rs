@@ -450,12 +450,10 @@ fn take_reply(
     let (parts, incoming) = response.into_parts();
     let left = parts.status == http::StatusCode::SWITCHING_PROTOCOLS || (connect && parts.status.is_success());
     let framing = &parts.headers;
-    let ambiguous =
-        framing.contains_key(http::header::TRANSFER_ENCODING) && framing.contains_key(http::header::CONTENT_LENGTH);
     // Also not to be believed: 101 to a request that asked for nothing, or for something else.
     let switched = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
     let unasked = left && (upgrade.is_none() || (switched && !is_wanted(framing.get(UPGRADE), wanted)));
-    if ambiguous || unasked {
+    if is_ambiguous(framing) || unasked {
         return Err(SendFailed::new(Reason::UpstreamProtocol, false));
     }
     Ok(Reply {
@@ -464,6 +462,19 @@ fn take_reply(
         body: if left { Body::empty() } else { Body::wire(Wire::Hyper(incoming)) },
         upgrade: upgrade.filter(|_| left),
     })
+}
+
+/// Whether two readers could see different bodies. The codec prefers a coding to a length, and reads one it does not know to
+/// the connection's end.
+fn is_ambiguous(fields: &http::HeaderMap) -> bool {
+    let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => false,
+        (Some(one), None) => {
+            !one.as_bytes().eq_ignore_ascii_case(b"chunked") || fields.contains_key(http::header::CONTENT_LENGTH)
+        }
+        _ => true,
+    }
 }
 
 /// Whether a server switches to one of the protocols that the client named.
