@@ -50,34 +50,20 @@ fn caps() {
         pass: usize,
         /// The most that the backend works on at one time.
         most: u64,
-        resource: &'static str,
     }
     let rows = [
-        Row {
-            policy: "breaker: {maxConnections: 4, maxPending: 3}",
-            requests: 12,
-            pass: 7,
-            most: 4,
-            resource: "pending",
-        },
-        Row {
-            policy: "breaker: {maxConnections: 4, maxPending: 0}",
-            requests: 12,
-            pass: 4,
-            most: 4,
-            resource: "pending",
-        },
+        Row { policy: "breaker: {maxConnections: 4, maxPending: 3}", requests: 12, pass: 7, most: 4 },
+        Row { policy: "breaker: {maxConnections: 4, maxPending: 0}", requests: 12, pass: 4, most: 4 },
         // Istio's demonstration: one connection, one that waits.
         Row {
             policy: "breaker: {maxConnections: 1, maxPending: 1, maxRequestsPerConnection: 2}",
             requests: 6,
             pass: 2,
             most: 1,
-            resource: "pending",
         },
-        Row { policy: "breaker: {maxRequests: 5}", requests: 12, pass: 5, most: 5, resource: "requests" },
-        Row { policy: "http: http2, breaker: {maxRequests: 5}", requests: 12, pass: 5, most: 5, resource: "requests" },
-        Row { policy: "breaker: {maxRequests: 0}", requests: 4, pass: 0, most: 0, resource: "requests" },
+        Row { policy: "breaker: {maxRequests: 5}", requests: 12, pass: 5, most: 5 },
+        Row { policy: "http: http2, breaker: {maxRequests: 5}", requests: 12, pass: 5, most: 5 },
+        Row { policy: "breaker: {maxRequests: 0}", requests: 4, pass: 0, most: 0 },
         Row { policy: "breaker: {maxConnections: 4}", requests: 10, pass: 10, most: 4, resource: "" },
         // HTTP/2 shares its connection, so a cap on connections is none on requests.
         Row { policy: "http: http2, breaker: {maxConnections: 1}", requests: 12, pass: 12, most: 12, resource: "" },
