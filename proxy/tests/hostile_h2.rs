@@ -434,7 +434,9 @@ fn floods_do_not_pass_through_a_pair() {
     let _outbound = Proxy::start(BIN, &yaml, admin);
     let neighbour = Neighbour::start(address);
     let mut floods = 0;
-    while floods < 20 || neighbour.sent() < 200 {
+    while floods < 20 || neighbour.sent() < 50 {
+        // What is shown is isolation, not how much CPU a flood may cost.
+        std::thread::sleep(Duration::from_millis(100));
         let outcome = connect(address).rapid_reset("a.test", 2000, Duration::from_secs(2));
         ended("rapid reset", &outcome);
         floods += 1;
