@@ -64,10 +64,10 @@ fn caps() {
         Row { policy: "breaker: {maxRequests: 5}", requests: 12, pass: 5, most: 5 },
         Row { policy: "http: http2, breaker: {maxRequests: 5}", requests: 12, pass: 5, most: 5 },
         Row { policy: "breaker: {maxRequests: 0}", requests: 4, pass: 0, most: 0 },
-        Row { policy: "breaker: {maxConnections: 4}", requests: 10, pass: 10, most: 4, resource: "" },
+        Row { policy: "breaker: {maxConnections: 4}", requests: 10, pass: 10, most: 4 },
         // HTTP/2 shares its connection, so a cap on connections is none on requests.
-        Row { policy: "http: http2, breaker: {maxConnections: 1}", requests: 12, pass: 12, most: 12, resource: "" },
-        Row { policy: "", requests: 12, pass: 12, most: 12, resource: "" },
+        Row { policy: "http: http2, breaker: {maxConnections: 1}", requests: 12, pass: 12, most: 12 },
+        Row { policy: "", requests: 12, pass: 12, most: 12 },
     ];
     let mut ran = 0;
     for workers in [1, 2] {
