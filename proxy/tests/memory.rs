@@ -1,5 +1,7 @@
 //! Memory comes back. Leaks are looked for in what the allocator counts (`weft_memory_allocated_bytes`), not in RSS.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
