@@ -84,16 +84,8 @@ impl Recorder {
         self.peer.addr()
     }
 
-    pub fn connections(&self) -> u64 {
-        self.peer.connections()
-    }
-
     pub fn whole(&self, case: &str) -> Vec<Request> {
         self.store.lock().expect("store").whole.get(case).cloned().unwrap_or_default()
-    }
-
-    pub fn cut(&self, case: &str) -> Vec<Request> {
-        self.store.lock().expect("store").cut.get(case).cloned().unwrap_or_default()
     }
 
     pub fn requests(&self) -> usize {
