@@ -1,5 +1,7 @@
 //! Other people's judgement: h2spec against the inbound listener, gRPC's interop pair through two sidecars.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::net::SocketAddr;
 use weft_testkit::backend::{self, Backend, Reply};
 use weft_testkit::ca::{Ca, Files};

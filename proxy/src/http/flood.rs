@@ -120,7 +120,10 @@ impl<T> Guard<T> {
             0 if length == 0 && flags & 1 == 0 => (&mut c.empty, EMPTY_DATA, "empty_data"),
             0 if length <= 1 => (&mut c.small, SMALL, "small_data"),
             2 => (&mut c.priorities, PRIORITIES, "priority"),
-            3 => (&mut c.resets, RESETS, "rapid_reset"),
+            3 => {
+                self.link.reset();
+                (&mut c.resets, RESETS, "rapid_reset")
+            }
             4 => (&mut c.settings, SETTINGS, "settings"),
             6 if flags & 1 == 0 => (&mut c.pings, PINGS, "ping"),
             8 => {

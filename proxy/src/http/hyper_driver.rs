@@ -259,11 +259,14 @@ pub async fn serve_http2<S: Serve + 'static>(
     let service = Rc::new(service);
     let link = Rc::new(Link::default());
     let streams = Streams::new(link.clone(), limits.body_idle);
-    let offers = streams.clone();
+    let (offers, seen) = (streams.clone(), link.clone());
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let served = service.clone().serve(take_request(request));
-        let offers = offers.clone();
+        let (offers, seen) = (offers.clone(), seen.clone());
         async move {
+            if seen.is_fickle() {
+                tokio::task::yield_now().await;
+            }
             match served.await {
                 Served::Reply(reply) => {
                     Ok::<hyper::Response<Offered>, _>(give_reply(*reply, |body| offers.offer(body)))

@@ -25,14 +25,28 @@ const PIECE: usize = 64 * 1024;
 /// Who takes less of a piece than this in a second takes nothing.
 const SLOWEST: usize = 1000;
 
-/// Whether the connection's socket has room.
+/// What the connection knows and its streams want to: has the socket room, are requests meant.
 #[derive(Debug, Default)]
 pub struct Link {
     full: Cell<bool>,
     freed: Cell<Option<Instant>>,
+    resets: Cell<u32>,
 }
 
+/// Honest clients change their mind now and then; from here on it is looked at twice.
+const RESETS: u32 = 20;
+
 impl Link {
+    pub fn reset(&self) {
+        self.resets.set(self.resets.get().saturating_add(1));
+    }
+
+    /// The client takes back so much that a request had better wait a turn before it is passed on: a reset that came right
+    /// behind it is seen then, and the endpoint never learns of either.
+    pub fn is_fickle(&self) -> bool {
+        self.resets.get() > RESETS
+    }
+
     pub fn is_full(&self, full: bool) {
         if self.full.replace(full) && !full {
             self.freed.set(Some(Instant::now()));
