@@ -240,7 +240,7 @@ fn listeners_come_go_and_stay() {
 #[test]
 fn a_drain_finishes_what_it_can_and_tells_what_it_cut() {
     for (cut, code) in [(false, 0), (true, 3)] {
-        let (mut proxy, addr) = undeclared(app(b""), ", protocol: tcp, limits: {drain: 2s}");
+        let (mut proxy, addr) = undeclared(app(b""), ", protocol: tcp, limits: {drain: 3s, drainDelay: 100ms}");
         let mut held = dial(addr);
         held.write_all(b"x").unwrap();
         expect(&mut held, b"x");
