@@ -60,6 +60,10 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.ending.0.connections.borrow_mut().try_remove(self.key);
+        let mut connections = self.ending.0.connections.borrow_mut();
+        connections.try_remove(self.key);
+        if connections.is_empty() {
+            connections.shrink_to_fit();
+        }
     }
 }

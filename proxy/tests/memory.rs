@@ -179,7 +179,8 @@ fn ten_thousand_idle_connections() {
     assert!(per < 64.0 * 1024.0, "{per} bytes for an idle connection");
     drop(held);
     let after = settled(&proxy, BACK, before * 1.1);
-    wait::until("RSS is back", BACK, || proxy.rss_kib() * 10 <= rss * 15);
+    // The ratio to an idle process is the benchmark's to measure (S7); here it must not stay in proportion to the crowd.
+    wait::until("RSS is back", BACK, || proxy.rss_kib() <= rss + 9 * 1024);
     println!("closed: RSS {} KiB, allocated {after}", proxy.rss_kib());
     // The tables of connections keep the room they grew to: some 200 bytes for each that there ever was at once.
     assert!(after < before + 4.0 * 1024.0 * 1024.0, "{before} -> {after}");

@@ -7,7 +7,7 @@ use std::ffi::c_char;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A few arenas are enough: workers are few and allocate mostly from their thread caches.
-const SETTINGS: &[u8; 87] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4,tcache_max:32768\0";
+const SETTINGS: &[u8; 86] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4,tcache_max:8192\0";
 
 /// Read by jemalloc before `main`: a pointer to a C string, which `&'static` has the shape of.
 ///

@@ -195,7 +195,12 @@ impl Worker {
     }
 
     pub(super) fn forget(&self, id: u64) {
-        self.streams.borrow_mut().remove(&id);
+        let mut streams = self.streams.borrow_mut();
+        streams.remove(&id);
+        // A crowd that has left takes its room along.
+        if streams.capacity() > 1024 && streams.len() < streams.capacity() / 8 {
+            streams.shrink_to_fit();
+        }
     }
 
     pub(super) fn count(&self, change: impl FnOnce(&mut Stats)) {
