@@ -14,5 +14,6 @@ pub mod mirror;
 pub mod normalise;
 pub mod outbound;
 pub mod reject;
+pub mod sender;
 pub mod server;
 pub mod stall;

@@ -6,7 +6,7 @@
 
 use super::live::Ticket;
 use crate::ending;
-use crate::http::hyper_driver::Tunnel;
+use crate::http::exchange::Tunnel;
 use crate::telemetry::record::TcpRecord;
 use crate::upstream::implied::Kind;
 use crate::upstream::tcp::Connected;

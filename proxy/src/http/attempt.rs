@@ -8,9 +8,9 @@
 use super::body::replay::Replayable;
 use super::exchange::{Body, BodyError, Head, Reply, Request};
 use super::flight::{Flight, Held};
-use super::hyper_driver::SendFailed;
 use super::normalise::{ATTEMPT_COUNT, SPOKEN};
 use super::reject::GRPC_STATUS;
+use super::sender::SendFailed;
 use crate::telemetry::record::Attempt;
 use crate::upstream::dial::Inside;
 use crate::upstream::pick::{Picked, pick};

@@ -7,9 +7,13 @@ use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use http_body::Frame;
+use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
+use tokio::sync::oneshot;
 use weft_policy::view;
+use weft_tls::MeshStream;
 
 /// Header fields. A newtype, so that a leaner map can stand here one day.
 #[derive(Debug, Default, Clone)]
@@ -81,8 +85,41 @@ impl Reply {
     }
 }
 
-pub use super::hyper_driver::Upgrade;
 pub use super::hyper_driver::Wire;
+
+/// What the driver serves.
+pub trait Serve {
+    fn serve(self: Rc<Self>, request: Request) -> impl Future<Output = Served> + 'static;
+}
+
+/// An answer, or the end of the exchange without one.
+pub enum Served {
+    Reply(Box<Reply>),
+    /// Nothing can be said: the connection (HTTP/1) or stream (HTTP/2) is cut.
+    Cut,
+}
+
+/// A connection that left HTTP: what is on the wire, and what had been read already.
+pub struct Tunnel {
+    pub io: MeshStream,
+    pub read: Bytes,
+}
+
+/// The other end of a tunnel, once its own connection has left HTTP.
+#[derive(Debug)]
+pub struct Upgrade(pub oneshot::Receiver<Tunnel>);
+
+impl Upgrade {
+    pub async fn ready(self) -> Option<Tunnel> {
+        self.0.await.ok()
+    }
+}
+
+impl std::fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tunnel")
+    }
+}
 
 /// What can go wrong in a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,8 +1,8 @@
 //! One request in flight: its record, and the guards that end with it. Whatever happens, it is reported exactly once.
 
 use super::body::replay::Replayable;
+use super::exchange::Served;
 use super::exchange::{Body, BodyError, Head, Reply, Watch};
-use super::hyper_driver::Served;
 use super::outbound::REQUEST_ID;
 use super::reject::{self, Asker, GRPC_STATUS};
 use crate::telemetry::record::{Proto, Record};

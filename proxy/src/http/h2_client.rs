@@ -4,8 +4,10 @@
 //! goes on after the answer's head gets a task, so that both directions of a stream move. One task per connection drives the
 //! codec and asks a quiet peer whether it is still there.
 
+use super::exchange::Wire;
 use super::exchange::{Body, BodyError, FieldMap, Reply, Request};
-use super::hyper_driver::{SendFailed, Wire, give_request};
+use super::hyper_driver::give_request;
+use super::sender::SendFailed;
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason as Code, RecvStream, SendStream};
@@ -74,7 +76,7 @@ pub async fn connect(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 's
         .await;
         known.closed.set(true);
         closed();
-        super::hyper_driver::tell_refused(&known.refusal);
+        super::sender::tell_refused(&known.refusal);
     });
     Ok(Client { send, state })
 }

@@ -4,9 +4,10 @@
 //! Client side: a sender per connection and one local task that drives it.
 
 use super::early::Early;
-use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request};
+use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request, Serve, Served, Tunnel, Upgrade};
 use super::gate::{Control, Gate};
 use super::h2_client::Http2Body;
+use super::sender::{SendFailed, Sender, tell_refused};
 use super::stall::{Link, Offered, Streams};
 use crate::worker::{Phase, Worker};
 use bytes::Bytes;
@@ -69,45 +70,11 @@ impl http_body::Body for Wire {
     }
 }
 
-/// A connection that left HTTP: what is on the wire, and what had been read already.
-pub struct Tunnel {
-    pub io: MeshStream,
-    pub read: Bytes,
-}
-
-/// The other end of a tunnel, once its own connection has left HTTP.
-#[derive(Debug)]
-pub struct Upgrade(oneshot::Receiver<Tunnel>);
-
-impl Upgrade {
-    pub async fn ready(self) -> Option<Tunnel> {
-        self.0.await.ok()
-    }
-}
-
-impl std::fmt::Debug for Tunnel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Tunnel")
-    }
-}
-
 /// Windows: one stream may not take the whole connection, and bulk must not wait for updates.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Of answers; requests come in frames of the protocol's own size, which is what h2spec's case 4.2/3 takes for granted.
 const SEND_BUFFER: usize = 256 * 1024;
-
-/// What the driver serves.
-pub trait Serve {
-    fn serve(self: Rc<Self>, request: Request) -> impl Future<Output = Served> + 'static;
-}
-
-/// An answer, or the end of the exchange without one.
-pub enum Served {
-    Reply(Box<Reply>),
-    /// Nothing can be said: the connection (HTTP/1) or stream (HTTP/2) is cut.
-    Cut,
-}
 
 #[derive(Debug, thiserror::Error)]
 #[error("cut")]
@@ -306,33 +273,11 @@ pub async fn serve_http2<S: Serve + 'static>(
     .await;
 }
 
-/// One upstream connection's sending side.
-#[derive(Clone)]
-pub enum Sender {
-    Http1(Rc<RefCell<Http1>>),
-    Http2(super::h2_client::Client),
-}
-
 pub struct Http1 {
     sender: client::http1::SendRequest<Body>,
     /// Where the connection goes if it leaves HTTP.
     leave: Rc<RefCell<Option<oneshot::Sender<Tunnel>>>>,
     refusal: Refusal,
-}
-
-/// Why an attempt got no response head.
-pub struct SendFailed {
-    pub reason: Reason,
-    /// The upstream cannot have begun to process the request.
-    pub unprocessed: bool,
-    /// The request itself, where not a byte of it was sent.
-    pub request: Option<Box<Request>>,
-}
-
-impl SendFailed {
-    pub fn new(reason: Reason, unprocessed: bool) -> Self {
-        Self { reason, unprocessed, request: None }
-    }
 }
 
 /// HTTP/1 towards an endpoint. `closed` runs when the connection has ended.
@@ -371,61 +316,16 @@ pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce(
     Ok(Sender::Http2(super::h2_client::connect(io, limits, closed).await?))
 }
 
-/// Under TLS 1.3 a client learns after its own handshake that its certificate was refused.
-pub fn tell_refused(refusal: &Refusal) {
-    if let Some(reason) = refusal.get() {
-        crate::upstream::dial::handshake_failed(reason);
-    }
-}
-
-impl Sender {
-    /// Whether a request may be tried on it at all.
-    pub fn is_closed(&self) -> bool {
-        match self {
-            Sender::Http1(one) => one.borrow().sender.is_closed(),
-            Sender::Http2(client) => client.is_closed(),
-        }
-    }
-
-    pub fn is_http2(&self) -> bool {
-        matches!(self, Sender::Http2(_))
-    }
-
-    /// Streams the peer lets us open.
-    pub fn max_streams(&self) -> usize {
-        match self {
-            Sender::Http1(_) => 1,
-            Sender::Http2(client) => client.max_streams(),
-        }
-    }
-
-    /// Waits until the codec takes a request: an idle HTTP/1 connection may still be finishing its last.
-    pub async fn ready(&mut self) -> bool {
-        match self {
-            Sender::Http1(one) => poll_fn(|cx| one.borrow_mut().sender.poll_ready(cx)).await.is_ok(),
-            Sender::Http2(client) => !client.is_closed(),
-        }
-    }
-
-    /// Sends a request and waits for the response head.
-    ///
-    /// The request is handed over at once, so the future that waits for the answer is small.
-    pub fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
-        let sent = match self {
-            Sender::Http1(one) => Sending::One(one.borrow_mut().send(request, leaving)),
-            Sender::Http2(client) => Sending::Two(client.send(request)),
-        };
-        async move {
-            match sent {
-                Sending::One(sending) => sending.await,
-                Sending::Two(sending) => sending.await,
-            }
-        }
-    }
-}
-
 impl Http1 {
-    fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    pub async fn ready(this: &RefCell<Self>) -> bool {
+        poll_fn(|cx| this.borrow_mut().sender.poll_ready(cx)).await.is_ok()
+    }
+
+    pub fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
         let connect = request.head.method == http::Method::CONNECT;
         let wanted = leaving.then(|| request.head.fields.0.get(UPGRADE).cloned()).flatten();
         let upgrade = leaving.then(|| {
@@ -494,11 +394,6 @@ fn take_failure(mut failed: client::TrySendError<hyper::Request<Body>>, refusal:
         None => why(failed.error()),
     };
     SendFailed { reason, unprocessed: unprocessed || unsent.is_some(), request: unsent.map(|m| Box::new(take_back(m))) }
-}
-
-enum Sending<A, B> {
-    One(A),
-    Two(B),
 }
 
 pub fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {

@@ -1,9 +1,9 @@
 //! THE request path of the server's side: from a request of the mesh (or of a plain client) to the own app.
 
 use super::attempt::{self, Failed, Plan};
+use super::exchange::Served;
 use super::exchange::{Body, Request};
 use super::flight::Flight;
-use super::hyper_driver::Served;
 use super::normalise;
 use super::outbound::identify;
 use crate::upstream::implied::Kind;

@@ -3,9 +3,9 @@
 //! Reads top to bottom. Each step says why it stands where it does; the policies' own files say what they do.
 
 use super::attempt::{self, Failed, Plan};
+use super::exchange::Served;
 use super::exchange::{Body, Head, Reply, Request};
 use super::flight::Flight;
-use super::hyper_driver::Served;
 use super::{mirror, normalise};
 use crate::upstream::implied::Kind;
 use crate::worker::{Conn, Worker};

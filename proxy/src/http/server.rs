@@ -1,7 +1,8 @@
 //! From a connection that speaks HTTP to the request path of its role.
 
 use super::exchange::Request;
-use super::hyper_driver::{self, Serve, Served};
+use super::exchange::{Serve, Served};
+use super::hyper_driver;
 use super::{inbound, outbound};
 use crate::worker::{Conn, Worker};
 use std::future::Future;

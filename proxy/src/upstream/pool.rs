@@ -5,7 +5,8 @@
 //! breaker's pending cap, for whichever comes first: a connection given back here or a permit given back anywhere.
 
 use super::dial::{Configs, Inside, Security, dial, security};
-use crate::http::hyper_driver::{self, Sender};
+use crate::http::hyper_driver;
+use crate::http::sender::Sender;
 use crate::worker::Worker;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
