@@ -1,0 +1,83 @@
+//! What one side of a stream holds: the body that is read from it, and the right to write to it.
+
+use super::engine::Engine;
+use super::streams::{Why, keep};
+use crate::http::exchange::BodyError;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use http_body::Frame;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+pub type Conn = Rc<RefCell<Engine>>;
+
+/// The peer's message: its head, on a client's side, and its body. Dropped, it tells the stream that nobody reads.
+pub struct Http2Body {
+    conn: Conn,
+    key: usize,
+    id: u32,
+}
+
+impl Http2Body {
+    pub fn new(conn: Conn, key: usize, id: u32) -> Self {
+        Self { conn, key, id }
+    }
+
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(StatusCode, HeaderMap), Why>> {
+        let mut engine = self.conn.borrow_mut();
+        let Some(stream) = engine.streams.held(self.key, self.id) else { return Poll::Ready(Err(Why::Gone)) };
+        if let Some(head) = stream.head.take() {
+            return Poll::Ready(Ok(*head));
+        }
+        if let Some(why) = stream.why {
+            return Poll::Ready(Err(why));
+        }
+        keep(&mut stream.read_waker, cx.waker());
+        Poll::Pending
+    }
+
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.conn.borrow_mut().poll_body(self.key, self.id, cx)
+    }
+
+    pub fn is_end_stream(&self) -> bool {
+        let mut engine = self.conn.borrow_mut();
+        let Some(stream) = engine.streams.held(self.key, self.id) else { return false };
+        stream.remote_ended && stream.data.is_empty() && stream.trailers.is_none()
+    }
+
+    pub fn size_hint(&self) -> http_body::SizeHint {
+        let mut engine = self.conn.borrow_mut();
+        let Some(stream) = engine.streams.held(self.key, self.id) else { return http_body::SizeHint::default() };
+        let unread = || stream.data.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        match stream.length {
+            Some(left) => http_body::SizeHint::with_exact(left + unread()),
+            None if stream.remote_ended => http_body::SizeHint::with_exact(unread()),
+            None => http_body::SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Http2Body {
+    fn drop(&mut self) {
+        if let Ok(mut engine) = self.conn.try_borrow_mut() {
+            engine.drop_reader(self.key, self.id);
+        }
+    }
+}
+
+/// The right to write to a stream. Dropped before the stream's end, it breaks the stream off.
+pub struct Writer {
+    pub conn: Conn,
+    pub key: usize,
+    pub id: u32,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Ok(mut engine) = self.conn.try_borrow_mut() {
+            engine.drop_writer(self.key, self.id);
+        }
+    }
+}
