@@ -7,6 +7,7 @@
 
 use super::body::replay::Replayable;
 use super::exchange::{Body, BodyError, Head, Reply, Request};
+use super::fields::number;
 use super::flight::{Flight, Held};
 use super::normalise::{ATTEMPT_COUNT, SPOKEN};
 use super::reject::GRPC_STATUS;
@@ -72,7 +73,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
     let mut started = plan.began;
     loop {
         let Some(mut this_head) = head.take() else { return Err(fail(Reason::Internal, retried)) };
-        this_head.fields.0.insert(ATTEMPT_COUNT, HeaderValue::from(retried + 1));
+        this_head.fields.0.insert(ATTEMPT_COUNT, number(u64::from(retried) + 1));
         let avoid: &[usize] = if plan.retry.avoid_previous_hosts { &tried } else { &[] };
         let mut attempt = OneAttempt { head: None, picked: None, span: span_of(worker) };
         let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);

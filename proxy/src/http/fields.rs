@@ -140,6 +140,13 @@ impl From<Fields> for HeaderMap {
     }
 }
 
+/// A number as a value. Small ones, which counts and milliseconds mostly are, cost nothing.
+pub fn number(n: u64) -> HeaderValue {
+    const SMALL: [&str; 16] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15"];
+    let small = usize::try_from(n).ok().and_then(|n| SMALL.get(n));
+    small.map_or_else(|| HeaderValue::from(n), |text| HeaderValue::from_static(text))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +168,13 @@ mod tests {
         assert_eq!(some, fields(&[("a", "6")]));
         some.insert(HeaderName::from_static("d"), HeaderValue::from_static("8"));
         assert_eq!(some.len(), 2);
+    }
+
+    #[test]
+    fn numbers() {
+        for n in [0, 9, 15, 16, 100, u64::MAX] {
+            assert_eq!(number(n), n.to_string().as_str());
+        }
     }
 
     #[test]

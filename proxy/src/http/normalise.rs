@@ -5,7 +5,7 @@
 //! are removed unless a verified peer sent them.
 
 use super::exchange::{FieldMap, Head};
-use super::fields::Fields;
+use super::fields::{Fields, number};
 use http::header::{CONNECTION, HOST, TE, UPGRADE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
@@ -197,7 +197,7 @@ fn hops(fields: &mut FieldMap) -> Result<(), Reason> {
             so_far + 1
         }
     };
-    fields.0.insert(HOPS, HeaderValue::from(hops));
+    fields.0.insert(HOPS, number(u64::from(hops)));
     Ok(())
 }
 

@@ -5,11 +5,14 @@
 use super::attempt::{self, Failed, Plan};
 use super::exchange::Served;
 use super::exchange::{Body, Head, Reply, Request};
+use super::fields::number;
 use super::flight::Flight;
 use super::{mirror, normalise};
 use crate::upstream::implied::Kind;
 use crate::worker::{Conn, Worker};
+use http::uri::Authority;
 use http::{HeaderName, HeaderValue, StatusCode};
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,7 +42,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     identify(&worker, &conn, &mut flight, &mut request.head);
 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
-    let host = host_of(&request.head);
+    let named = request.head.authority.clone();
+    let host = host_of(named.as_ref());
     let bound = match destination(&worker, &conn, &request.head, &host) {
         Ok(bound) => bound,
         Err(reason) => return flight.reject(reason, false),
@@ -144,7 +148,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     }
     let answered = flight.held.as_ref().map_or(began, |held| held.last);
     let served = (answered - began).as_millis().min(u64::MAX as u128) as u64;
-    reply.fields.0.insert(SERVICE_TIME, HeaderValue::from(served));
+    reply.fields.0.insert(SERVICE_TIME, number(served));
     if let (Some(cors), Some(origin)) = (&route.cors, &origin) {
         cors.allow(origin.as_bytes(), &mut reply.fields);
     }
@@ -207,9 +211,12 @@ fn request_id(a: u64, b: u64) -> HeaderValue {
 }
 
 /// Host without port, lower case; empty where the client named none.
-pub fn host_of(head: &Head) -> String {
-    let host = head.authority.as_ref().map_or("", |a| a.host());
-    host.trim_end_matches('.').to_ascii_lowercase()
+pub fn host_of(authority: Option<&Authority>) -> Cow<'_, str> {
+    let host = authority.map_or("", Authority::host).trim_end_matches('.');
+    match host.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(host.to_ascii_lowercase()),
+        false => Cow::Borrowed(host),
+    }
 }
 
 pub fn view<'a>(conn: &'a Conn, head: &'a Head, host: &'a str) -> RequestView<'a> {
