@@ -4,6 +4,7 @@ pub mod attempt;
 pub mod body;
 pub mod early;
 pub mod exchange;
+pub mod fields;
 pub mod flight;
 pub mod flood;
 pub mod gate;

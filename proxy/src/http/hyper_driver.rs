@@ -92,7 +92,7 @@ fn take_request(request: hyper::Request<Incoming>) -> Request {
             version: parts.version,
             authority: uri.authority,
             path,
-            fields: FieldMap(parts.headers),
+            fields: FieldMap(parts.headers.into()),
         },
         body: Body::wire(Wire::Hyper(incoming)),
     }
@@ -101,7 +101,7 @@ fn take_request(request: hyper::Request<Incoming>) -> Request {
 fn give_reply<B>(reply: Reply, make: impl FnOnce(Body) -> B) -> hyper::Response<B> {
     let mut response = hyper::Response::new(make(reply.body));
     *response.status_mut() = reply.status;
-    *response.headers_mut() = reply.fields.0;
+    *response.headers_mut() = reply.fields.0.into();
     response
 }
 
@@ -117,8 +117,8 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
         hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             let (control, tunnel, ending) = (control.clone(), tunnel.clone(), ending.clone());
             control.asked();
-            let leaving =
-                request.method() == http::Method::CONNECT || super::normalise::wants_upgrade(request.headers());
+            let leaving = request.method() == http::Method::CONNECT
+                || super::normalise::wants_upgrade(&request.headers().clone().into());
             let served = service.clone().serve(take_request(request));
             async move {
                 let Served::Reply(mut reply) = served.await else { return Err(CutError) };
@@ -361,7 +361,7 @@ fn take_reply(
     }
     Ok(Reply {
         status: parts.status,
-        fields: FieldMap(parts.headers),
+        fields: FieldMap(parts.headers.into()),
         body: if left { Body::empty() } else { Body::wire(Wire::Hyper(incoming)) },
         upgrade: upgrade.filter(|_| left),
     })
@@ -423,7 +423,7 @@ pub fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
     *message.uri_mut() = http::Uri::from_parts(uri).unwrap_or_default();
     *message.version_mut() = if http2 && message.uri().scheme().is_some() { Version::HTTP_2 } else { Version::HTTP_11 };
     *message.method_mut() = method;
-    *message.headers_mut() = fields.0;
+    *message.headers_mut() = fields.0.into();
     message
 }
 
@@ -440,7 +440,7 @@ fn take_back(message: hyper::Request<Body>) -> Request {
             version: parts.version,
             authority: uri.authority.or(host),
             path,
-            fields: FieldMap(parts.headers),
+            fields: FieldMap(parts.headers.into()),
         },
         body,
     }

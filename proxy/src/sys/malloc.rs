@@ -20,12 +20,12 @@ pub static MALLOC_CONF: Option<&'static c_char> = Some(unsafe {
     &*(SETTINGS.as_ptr().cast::<c_char>())
 });
 
-/// Allocations made since the process started. Threads keep the newest of theirs to themselves for a while, so differences
-/// are only exact over many.
+/// Allocations made since the process started, those from threads' caches among them. Threads keep the newest of theirs to
+/// themselves for a while, so differences are only exact over many.
 pub fn allocations() -> Option<u64> {
     tikv_jemalloc_ctl::epoch::advance().ok()?;
     // All arenas merged (4096), small and large.
-    let counts = [&b"stats.arenas.4096.small.nmalloc\0"[..], &b"stats.arenas.4096.large.nmalloc\0"[..]];
+    let counts = [&b"stats.arenas.4096.small.nrequests\0"[..], &b"stats.arenas.4096.large.nrequests\0"[..]];
     let mut sum = 0;
     for name in counts {
         // Safety: both names are documented as uint64_t and end with a zero byte.

@@ -29,8 +29,8 @@ pub async fn pick(
     backend: &Arc<Backend>,
     hash: Option<u64>,
     tried: &[usize],
+    now: Instant,
 ) -> Result<Picked, Reason> {
-    let now = Instant::now();
     let set = backend.endpoints.load_full();
     match pick_now(worker, backend, &set, hash, tried, now) {
         Some(picked) => Ok(picked),
@@ -119,8 +119,9 @@ impl Picked {
 
 impl Drop for Picked {
     fn drop(&mut self) {
-        let now = Instant::now();
-        self.tell(Signal::Nothing, now);
-        self.endpoint.load.end(now, Sample::Nothing, self.set.picker.ewma());
+        if !self.told {
+            self.tell(Signal::Nothing, Instant::now());
+        }
+        self.endpoint.load.end();
     }
 }

@@ -111,13 +111,13 @@ impl Lease {
     }
 
     /// The exchange ended cleanly on both sides: another request may use the connection.
-    pub fn reuse(self) {
+    pub fn reuse(self, now: Instant) {
         let Kind::One { born, uses } = self.kind else { return };
         let spent = self.pool.backend.breaker.max_requests_per_connection().is_some_and(|max| uses >= max);
         if spent || self.sender.is_closed() || self.pool.endpoint.is_gone() {
             return;
         }
-        let idle = Idle { sender: self.sender.clone(), since: Instant::now(), born, uses };
+        let idle = Idle { sender: self.sender.clone(), since: now, born, uses };
         self.pool.give(idle);
     }
 }
