@@ -2,13 +2,13 @@
 
 pub mod attempt;
 pub mod body;
+mod date;
 pub mod early;
 pub mod exchange;
 pub mod fields;
 pub mod flight;
-pub mod flood;
 pub mod gate;
-pub mod h2_client;
+pub mod http2;
 pub mod hyper_driver;
 pub mod inbound;
 pub mod mirror;
@@ -17,4 +17,3 @@ pub mod outbound;
 pub mod reject;
 pub mod sender;
 pub mod server;
-pub mod stall;

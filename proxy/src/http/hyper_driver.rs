@@ -6,9 +6,8 @@
 use super::early::Early;
 use super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request, Serve, Served, Tunnel, Upgrade};
 use super::gate::{Control, Gate};
-use super::h2_client::Http2Body;
+use super::http2::Http2Body;
 use super::sender::{SendFailed, Sender, tell_refused};
-use super::stall::{Link, Offered, Streams};
 use crate::worker::{Phase, Worker};
 use bytes::Bytes;
 use http::header::{HOST, TRANSFER_ENCODING, UPGRADE};
@@ -18,10 +17,10 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn as client;
 use hyper::server::conn as server;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -69,12 +68,6 @@ impl http_body::Body for Wire {
         }
     }
 }
-
-/// Windows: one stream may not take the whole connection, and bulk must not wait for updates.
-const STREAM_WINDOW: u32 = 512 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Of answers; requests come in frames of the protocol's own size, which is what h2spec's case 4.2/3 takes for granted.
-const SEND_BUFFER: usize = 256 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 #[error("cut")]
@@ -212,67 +205,6 @@ impl Absent {
     }
 }
 
-/// Serves HTTP/2 on a connection until it ends.
-///
-/// `trusted`: a sidecar that speaks for many clients and has counted each one's frames itself. What looks like a flood here is
-/// their sum, and ending the connection would punish them all for one.
-pub async fn serve_http2<S: Serve + 'static>(
-    io: MeshStream,
-    limits: &Limits,
-    worker: &Worker,
-    service: S,
-    trusted: bool,
-) {
-    let service = Rc::new(service);
-    let link = Rc::new(Link::default());
-    let streams = Streams::new(link.clone(), limits.body_idle);
-    let (offers, seen) = (streams.clone(), link.clone());
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let served = service.clone().serve(take_request(request));
-        let (offers, seen) = (offers.clone(), seen.clone());
-        async move {
-            if seen.is_fickle() {
-                tokio::task::yield_now().await;
-            }
-            match served.await {
-                Served::Reply(reply) => {
-                    Ok::<hyper::Response<Offered>, _>(give_reply(*reply, |body| offers.offer(body)))
-                }
-                Served::Cut => Err(CutError),
-            }
-        }
-    });
-    let patience = if trusted { 100 } else { 1 };
-    let io = super::flood::Guard::new(io, link, limits.header_timeout, patience);
-    let mut connection = pin!(
-        server::http2::Builder::new(streams)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(limits.max_streams)
-            .max_header_list_size(limits.header_bytes)
-            .max_send_buf_size(SEND_BUFFER)
-            .max_pending_accept_reset_streams(50 * patience as usize)
-            .max_local_error_reset_streams(500 * patience as usize)
-            .keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .serve_connection(TokioIo::new(io), service)
-    );
-    let mut told = false;
-    let mut ticket = worker.ending.register();
-    // Its goodbye takes every request that comes before the peer has heard it. A late connection gets its own only at the
-    // end: a peer that has just moved here because of a goodbye would go round in circles.
-    let goodbye = if ticket.late { Phase::Ending } else { Phase::Draining };
-    poll_fn(|cx| {
-        if ticket.poll(cx) >= goodbye && !told {
-            told = true;
-            connection.as_mut().graceful_shutdown();
-        }
-        connection.as_mut().poll(cx).map(|_| ())
-    })
-    .await;
-}
-
 pub struct Http1 {
     sender: client::http1::SendRequest<Body>,
     /// Where the connection goes if it leaves HTTP.
@@ -309,11 +241,6 @@ pub async fn connect_http1(io: MeshStream, limits: &Limits, closed: impl FnOnce(
         }
     });
     Ok(Sender::Http1(Rc::new(RefCell::new(Http1 { sender, leave, refusal }))))
-}
-
-/// HTTP/2 towards an endpoint.
-pub async fn connect_http2(io: MeshStream, limits: &Limits, closed: impl FnOnce() + 'static) -> Result<Sender, Reason> {
-    Ok(Sender::Http2(super::h2_client::connect(io, limits, closed).await?))
 }
 
 impl Http1 {
@@ -448,10 +375,6 @@ fn take_back(message: hyper::Request<Body>) -> Request {
 
 /// The reason in a codec's error, and whether the upstream is known not to have touched the request.
 fn why(error: &hyper::Error) -> (Reason, bool) {
-    use std::error::Error;
-    if let Some(h2) = error.source().and_then(|e| e.downcast_ref::<h2::Error>()) {
-        return super::h2_client::why(h2);
-    }
     if error.is_canceled() {
         return (Reason::UpstreamClosed, true);
     }

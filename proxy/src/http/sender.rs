@@ -1,7 +1,7 @@
 //! One upstream connection's sending side, whatever it speaks.
 
 use super::exchange::{Reply, Request};
-use super::h2_client::Client;
+use super::http2::Client;
 use super::hyper_driver::Http1;
 use std::cell::RefCell;
 use std::future::Future;

@@ -5,8 +5,8 @@
 //! breaker's pending cap, for whichever comes first: a connection given back here or a permit given back anywhere.
 
 use super::dial::{Configs, Inside, Security, dial, security};
-use crate::http::hyper_driver;
 use crate::http::sender::Sender;
+use crate::http::{http2, hyper_driver};
 use crate::worker::Worker;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
@@ -361,7 +361,7 @@ async fn dial_shared(
         let closed = count_open(pool, permit);
         let (weak, retire) = (Rc::downgrade(pool), Rc::new(Cell::new(None::<std::rc::Weak<Shared>>)));
         let retired = retire.clone();
-        let sender = hyper_driver::connect_http2(io, limits, move || {
+        let client = http2::connect(io, limits, move || {
             closed();
             let shared = retired.take().and_then(|s| s.upgrade());
             if let (Some(pool), Some(shared)) = (weak.upgrade(), shared) {
@@ -372,7 +372,7 @@ async fn dial_shared(
         .await?;
         let now = Instant::now();
         let shared = Rc::new(Shared {
-            sender: RefCell::new(sender),
+            sender: RefCell::new(Sender::Http2(client)),
             in_flight: Cell::new(0),
             uses: Cell::new(0),
             born: now,

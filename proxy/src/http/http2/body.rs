@@ -3,8 +3,9 @@
 use super::engine::Engine;
 use super::streams::{Why, keep};
 use crate::http::exchange::BodyError;
+use crate::http::fields::Fields;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use http_body::Frame;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -24,7 +25,7 @@ impl Http2Body {
         Self { conn, key, id }
     }
 
-    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(StatusCode, HeaderMap), Why>> {
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(StatusCode, Fields), Why>> {
         let mut engine = self.conn.borrow_mut();
         let Some(stream) = engine.streams.held(self.key, self.id) else { return Poll::Ready(Err(Why::Gone)) };
         if let Some(head) = stream.head.take() {
@@ -64,6 +65,34 @@ impl Drop for Http2Body {
         if let Ok(mut engine) = self.conn.try_borrow_mut() {
             engine.drop_reader(self.key, self.id);
         }
+    }
+}
+
+impl Engine {
+    fn poll_body(
+        &mut self,
+        key: usize,
+        id: u32,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(stream) = self.streams.held(key, id) else { return Poll::Ready(Some(Err(BodyError::Broken))) };
+        if let Some(chunk) = stream.data.pop_front() {
+            let open = !stream.closed && !stream.remote_ended;
+            let back = stream.recv.take(chunk.len()).filter(|_| open);
+            self.taken(chunk.len());
+            if let Some(back) = back {
+                self.update(id, back);
+            }
+            return Poll::Ready(Some(Ok(Frame::data(chunk.freeze()))));
+        }
+        if stream.remote_ended {
+            return Poll::Ready(stream.trailers.take().map(|trailers| Ok(Frame::trailers(*trailers))));
+        }
+        if stream.why.is_some() {
+            return Poll::Ready(Some(Err(BodyError::Broken)));
+        }
+        keep(&mut stream.read_waker, cx.waker());
+        Poll::Pending
     }
 }
 

@@ -6,15 +6,17 @@
 use super::floods::{CONTINUATIONS, Floods};
 use super::flow::{Receiving, Sending};
 use super::frame::{self, BadHeaders, Head, code, flag, kind};
-use super::head::{Fields, is_hop};
+use super::head::{List, is_hop};
 use super::hpack::{Decoder, Encoder, Pseudo};
 use super::out::Out;
 use super::settings::{self, Ours, Theirs};
 use super::streams::{Stream, Streams, Why, keep};
 use crate::http::exchange;
+use crate::http::fields::Fields;
 use bytes::{Buf, Bytes};
+use http::header::HOST;
 use http::uri::Authority;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::task::{Context, Waker};
@@ -61,7 +63,6 @@ pub struct Arrival {
     pub head: exchange::Head,
     /// Without a body.
     pub ends: bool,
-    pub length: Option<u64>,
 }
 
 /// What became of a piece of a body.
@@ -309,8 +310,7 @@ impl Engine {
         if !self.recv.spend(head.length) {
             return Err(Fault::new(code::FLOW_CONTROL_ERROR));
         }
-        let mut data =
-            Data { stream: None, left, padding: padding.unwrap_or(0), ends: head.has(flag::END_STREAM) };
+        let mut data = Data { stream: None, left, padding: padding.unwrap_or(0), ends: head.has(flag::END_STREAM) };
         self.taken(around);
         let Some(key) = self.streams.find(head.stream) else {
             if !self.streams.may_come_late(head.stream) {
@@ -359,13 +359,13 @@ impl Engine {
     }
 
     /// Bytes have been read, or were not wanted: the connection's window opens again.
-    fn taken(&mut self, n: usize) {
+    pub fn taken(&mut self, n: usize) {
         if let Some(back) = self.recv.take(n) {
             self.update(0, back);
         }
     }
 
-    fn update(&mut self, stream: u32, by: u32) {
+    pub fn update(&mut self, stream: u32, by: u32) {
         self.frame(kind::WINDOW_UPDATE, 0, stream, &by.to_be_bytes());
     }
 
@@ -518,10 +518,10 @@ impl Engine {
             Some(stream) => self.role == Role::Server || stream.head_seen,
             None => false,
         };
-        let mut fields = Fields::with_capacity(if trailing { 0 } else { self.usual });
+        let mut fields = List::new(if trailing { 0 } else { self.usual }, self.ours.list_fields);
         // Whatever becomes of the stream, the tables on both sides must stay the same.
         let fits = self.decoder.decode(block, self.ours.list_bytes, &mut fields);
-        let fits = fits.map_err(|_| Fault::new(code::COMPRESSION_ERROR))?;
+        let fits = fits.map_err(|_| Fault::new(code::COMPRESSION_ERROR))? && !fields.is_too_long();
         if !trailing {
             // What the request path adds finds room as well.
             self.usual = (fields.len() + 6).min(48);
@@ -558,7 +558,7 @@ impl Engine {
         parent: Option<u32>,
         ends: bool,
         fits: bool,
-        fields: Fields,
+        fields: List,
     ) -> Result<Option<Arrival>, Fault> {
         if id % 2 == 0 {
             return Err(Fault::new(code::PROTOCOL_ERROR));
@@ -599,7 +599,7 @@ impl Engine {
         (stream.remote_ended, stream.reader, stream.writer) = (ends, !ends, true);
         stream.length = length;
         let key = self.streams.insert(stream);
-        Ok(Some(Arrival { key, id, head, ends, length }))
+        Ok(Some(Arrival { key, id, head, ends }))
     }
 
     fn answer_too_large(&mut self, id: u32) {
@@ -610,7 +610,7 @@ impl Engine {
         });
     }
 
-    fn answer(&mut self, key: usize, id: u32, ends: bool, fields: Fields) -> Result<(), Fault> {
+    fn answer(&mut self, key: usize, id: u32, ends: bool, fields: List) -> Result<(), Fault> {
         let length = fields.length();
         let answer = fields.response();
         let Some(stream) = self.streams.get(key) else { return Ok(()) };
@@ -627,13 +627,15 @@ impl Engine {
         stream.length = if bodiless { Some(0) } else { length };
         stream.head_seen = true;
         stream.head = Some(Box::new((status, fields)));
-        if ends { self.end_remote(key, id) } else {
+        if ends {
+            self.end_remote(key, id)
+        } else {
             stream.wake_reader();
             Ok(())
         }
     }
 
-    fn trailers(&mut self, key: usize, id: u32, ends: bool, fields: Fields) -> Result<(), Fault> {
+    fn trailers(&mut self, key: usize, id: u32, ends: bool, fields: List) -> Result<(), Fault> {
         let trailers = fields.trailers();
         let Some(stream) = self.streams.get(key) else { return Ok(()) };
         if stream.remote_ended {
@@ -800,7 +802,7 @@ impl Engine {
         self.streams.held(key, id).is_some_and(|stream| !stream.closed)
     }
 
-    pub fn send_answer(&mut self, key: usize, id: u32, status: StatusCode, fields: &HeaderMap, ends: bool) {
+    pub fn send_answer(&mut self, key: usize, id: u32, status: StatusCode, fields: &Fields, ends: bool) {
         if !self.is_open(key, id) {
             return;
         }
@@ -905,7 +907,7 @@ impl Engine {
     }
 
     /// Opens a stream with a request's head.
-    pub fn open(&mut self, head: &exchange::Head, fields: &HeaderMap, ends: bool) -> (usize, u32) {
+    pub fn open(&mut self, head: &exchange::Head, ends: bool) -> (usize, u32) {
         let id = if self.highest == 0 { 1 } else { self.highest + 2 };
         self.highest = id;
         let mut stream = Stream::new(id, self.theirs.window, self.ours.stream_window);
@@ -926,7 +928,11 @@ impl Engine {
                 let path = if head.asterisk { "*" } else { head.path.as_str() };
                 encoder.pseudo(Pseudo::Path, path.as_bytes(), block);
             }
-            for (name, value) in fields.iter().filter(|(name, _)| !is_hop(name)) {
+            if head.authority.is_none() {
+                // That there is none has to be said.
+                encoder.field(&HOST, &HeaderValue::from_static(""), block);
+            }
+            for (name, value) in head.fields.0.iter().filter(|(name, _)| !is_hop(name)) {
                 encoder.field(name, value, block);
             }
             self.headers(id, ends, block);
@@ -993,6 +999,9 @@ impl Engine {
 
     /// The last words to a peer that broke the protocol, or of a client that leaves.
     pub fn last_words(&mut self, code: u32) {
+        if code == code::NO_ERROR && matches!(self.goodbye, Goodbye::Said(_)) {
+            return;
+        }
         let last = if self.role == Role::Server { self.highest } else { 0 };
         self.go_away(last, code);
     }

@@ -2,8 +2,9 @@
 
 use super::hpack::{Pseudo, Sink};
 use crate::http::exchange::{FieldMap, Head};
+use crate::http::fields::Fields;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, TE};
+use http::header::{CONTENT_LENGTH, COOKIE, TE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 
@@ -13,28 +14,37 @@ pub struct Malformed;
 
 /// A list of fields while it is read.
 #[derive(Debug)]
-pub struct Fields {
+pub struct List {
     method: Option<Bytes>,
     scheme: Option<Bytes>,
     authority: Option<Bytes>,
     path: Option<Bytes>,
     status: Option<Bytes>,
-    map: HeaderMap,
+    fields: Fields,
+    /// More fields than anybody may send.
+    most: usize,
+    too_many: bool,
+    /// In HTTP/2 a cookie may come in crumbs; HTTP/1 knows only whole ones.
+    crumbs: Option<Vec<u8>>,
     /// Of the body that is to follow.
     length: Option<u64>,
     regular: bool,
     malformed: bool,
 }
 
-impl Fields {
-    pub fn with_capacity(fields: usize) -> Self {
+impl List {
+    /// With room for so many fields, and for no more than `most`.
+    pub fn new(room: usize, most: usize) -> Self {
         Self {
             method: None,
             scheme: None,
             authority: None,
             path: None,
             status: None,
-            map: HeaderMap::with_capacity(fields),
+            fields: Fields::with_capacity(room),
+            most,
+            too_many: false,
+            crumbs: None,
             length: None,
             regular: false,
             malformed: false,
@@ -42,7 +52,19 @@ impl Fields {
     }
 
     pub fn len(&self) -> usize {
-        self.map.len()
+        self.fields.len()
+    }
+
+    pub fn is_too_long(&self) -> bool {
+        self.too_many
+    }
+
+    fn take_fields(&mut self) -> Result<Fields, Malformed> {
+        if let Some(cookie) = self.crumbs.take() {
+            let cookie = HeaderValue::from_maybe_shared(Bytes::from(cookie)).map_err(|_| Malformed)?;
+            self.fields.insert(COOKIE, cookie);
+        }
+        Ok(std::mem::take(&mut self.fields))
     }
 
     pub fn length(&self) -> Option<u64> {
@@ -50,10 +72,11 @@ impl Fields {
     }
 
     /// The target's last authority is remembered: clients rarely have two.
-    pub fn request(self, known: &mut Option<Authority>) -> Result<Head, Malformed> {
+    pub fn request(mut self, known: &mut Option<Authority>) -> Result<Head, Malformed> {
         if self.malformed || self.status.is_some() {
             return Err(Malformed);
         }
+        let fields = self.take_fields()?;
         let method = Method::from_bytes(&self.method.ok_or(Malformed)?).map_err(|_| Malformed)?;
         let authority = match self.authority {
             None => None,
@@ -80,28 +103,29 @@ impl Fields {
             _ => return Err(Malformed),
         };
         let asterisk = path.as_str() == "*";
-        Ok(Head { method, version: Version::HTTP_2, authority, path, asterisk, fields: FieldMap(self.map) })
+        Ok(Head { method, version: Version::HTTP_2, authority, path, asterisk, fields: FieldMap(fields) })
     }
 
-    pub fn response(self) -> Result<(StatusCode, HeaderMap), Malformed> {
+    pub fn response(mut self) -> Result<(StatusCode, Fields), Malformed> {
         let request = self.method.is_some() || self.scheme.is_some() || self.authority.is_some() || self.path.is_some();
         if self.malformed || request {
             return Err(Malformed);
         }
+        let fields = self.take_fields()?;
         let status = StatusCode::from_bytes(&self.status.ok_or(Malformed)?).map_err(|_| Malformed)?;
-        Ok((status, self.map))
+        Ok((status, fields))
     }
 
-    pub fn trailers(self) -> Result<HeaderMap, Malformed> {
+    pub fn trailers(mut self) -> Result<HeaderMap, Malformed> {
         let pseudo = [&self.method, &self.scheme, &self.authority, &self.path, &self.status];
         if self.malformed || pseudo.iter().any(|p| p.is_some()) {
             return Err(Malformed);
         }
-        Ok(self.map)
+        Ok(self.take_fields()?.into())
     }
 }
 
-impl Sink for Fields {
+impl Sink for List {
     fn pseudo(&mut self, name: Pseudo, value: Bytes) {
         let place = match name {
             Pseudo::Method => &mut self.method,
@@ -129,7 +153,19 @@ impl Sink for Fields {
             self.malformed |= length.is_none() || self.length.is_some();
             self.length = length;
         }
-        self.malformed |= self.map.try_append(name, value).is_err();
+        if name == COOKIE
+            && let Some(before) = self.fields.get(&COOKIE)
+        {
+            let crumbs = self.crumbs.get_or_insert_with(|| before.as_bytes().to_vec());
+            crumbs.extend_from_slice(b"; ");
+            crumbs.extend_from_slice(value.as_bytes());
+            return;
+        }
+        if self.fields.len() >= self.most {
+            self.too_many = true;
+            return;
+        }
+        self.fields.append(name, value);
     }
 
     fn bad(&mut self) {
@@ -158,8 +194,8 @@ pub fn is_hop(name: &HeaderName) -> bool {
 mod tests {
     use super::*;
 
-    fn fields(list: &[(&str, &'static str)]) -> Fields {
-        let mut fields = Fields::with_capacity(4);
+    fn fields(list: &[(&str, &'static str)]) -> List {
+        let mut fields = List::new(4, 10);
         for (name, value) in list {
             match Pseudo::of(name.as_bytes()) {
                 Some(pseudo) => fields.pseudo(pseudo, Bytes::from_static(value.as_bytes())),
@@ -206,12 +242,27 @@ mod tests {
         }
         let late = [(":method", "GET"), (":scheme", "http"), ("a", "b"), (":path", "/")];
         assert!(fields(&late).request(&mut known).is_err());
-        assert!(fields(&[(":method", "OPTIONS"), (":scheme", "http"), (":path", "*")]).request(&mut known).unwrap().asterisk);
+        assert!(
+            fields(&[(":method", "OPTIONS"), (":scheme", "http"), (":path", "*")])
+                .request(&mut known)
+                .unwrap()
+                .asterisk
+        );
         let connect = fields(&[(":method", "CONNECT"), (":authority", "a:1")]).request(&mut known).unwrap();
         assert_eq!(connect.method, Method::CONNECT);
         let te = [&GET[..], &[("te", "trailers"), ("content-length", "12")]].concat();
         assert_eq!(fields(&te).length(), Some(12));
         assert!(fields(&te).request(&mut known).is_ok());
+    }
+
+    #[test]
+    fn crumbs_and_crowds() {
+        let list = [&GET[..], &[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3")]].concat();
+        let head = fields(&list).request(&mut None).unwrap();
+        assert_eq!(head.fields.0.get_all("cookie").collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+        let many = [&GET[..], &[("x", "y"); 10]].concat();
+        assert!(!fields(&many).is_too_long());
+        assert!(fields(&[&many[..], &[("x", "y")]].concat()).is_too_long());
     }
 
     #[test]

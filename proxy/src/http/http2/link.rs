@@ -47,6 +47,7 @@ struct Pulse {
 
 pub struct Link {
     conn: Conn,
+    role: Role,
     /// Of a frame whose rest has not come.
     partial: Vec<u8>,
     pulse: Pulse,
@@ -62,7 +63,7 @@ impl Link {
             Role::Client => (Duration::from_secs(10), Duration::from_secs(10), true),
         };
         let pulse = Pulse { every, patience, always, asked: false, timer: Box::pin(tokio::time::sleep(every)) };
-        Self { conn, partial: Vec::new(), pulse, head_limit, head_timer: None }
+        Self { conn, role, partial: Vec::new(), pulse, head_limit, head_timer: None }
     }
 
     /// Reads and answers until the connection is over. Always to be polled by the same task.
@@ -199,7 +200,8 @@ impl Link {
         };
         let Some(mut io) = io else { return };
         match end {
-            End::Done => {
+            // Answers may still be on their way to a slow client, of which others decide how slow it may be.
+            End::Done if self.role == Role::Server => {
                 if io.write_all(&rest).await.is_ok() {
                     let _ = io.shutdown().await;
                 }
@@ -208,7 +210,7 @@ impl Link {
                 let _ = tokio::time::timeout(LAST_WORDS, io.write_all(&rest)).await;
                 reject::linger(&mut io).await;
             }
-            End::Silent | End::Gone => {
+            End::Done | End::Silent | End::Gone => {
                 let _ = tokio::time::timeout(LAST_WORDS, io.shutdown()).await;
             }
         }

@@ -23,6 +23,8 @@ pub struct Ours {
     pub max_frame: usize,
     /// Of field lists, as HPACK counts.
     pub list_bytes: usize,
+    /// And as anybody counts. The peer cannot be told this one.
+    pub list_fields: usize,
     /// Streams the peer may have open.
     pub max_streams: usize,
 }

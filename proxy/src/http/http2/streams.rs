@@ -1,6 +1,7 @@
 //! The streams of one connection: their states, what lies in them unread, who waits for them.
 
 use super::flow::{Receiving, Sending};
+use crate::http::fields::Fields;
 use bytes::BytesMut;
 use http::{HeaderMap, StatusCode};
 use rustc_hash::FxHashMap;
@@ -44,7 +45,7 @@ pub struct Stream {
     pub data: VecDeque<BytesMut>,
     pub trailers: Option<Box<HeaderMap>>,
     /// An answer's head that nobody has taken yet.
-    pub head: Option<Box<(StatusCode, HeaderMap)>>,
+    pub head: Option<Box<(StatusCode, Fields)>>,
     pub head_seen: bool,
     /// The request was HEAD: its answer's length is of what does not come.
     pub bodiless: bool,

@@ -202,13 +202,7 @@ impl Decoder {
         Ok(total <= limit)
     }
 
-    fn indexed(
-        &mut self,
-        index: usize,
-        limit: usize,
-        total: &mut usize,
-        sink: &mut impl Sink,
-    ) -> Result<(), Invalid> {
+    fn indexed(&mut self, index: usize, limit: usize, total: &mut usize, sink: &mut impl Sink) -> Result<(), Invalid> {
         let Some(position) = index.checked_sub(STATIC + 1) else {
             let (name_len, value) = match index {
                 0 => return Err(Invalid),
