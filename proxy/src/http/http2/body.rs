@@ -54,7 +54,6 @@ impl Http2Body {
         let unread = || stream.data.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         match stream.length {
             Some(left) => http_body::SizeHint::with_exact(left + unread()),
-            None if stream.remote_ended => http_body::SizeHint::with_exact(unread()),
             None => http_body::SizeHint::default(),
         }
     }
