@@ -371,7 +371,7 @@ impl Engine {
 
     /// Nothing was ever sent on it. (Even ones never are: we take no pushes.)
     fn is_idle(&self, id: u32) -> bool {
-        id % 2 == 0 || id > self.highest
+        id.is_multiple_of(2) || id > self.highest
     }
 
     fn whole(&mut self, head: Head, payload: &[u8]) -> Result<Option<Arrival>, Fault> {
@@ -425,11 +425,8 @@ impl Engine {
                 }
             }
             kind::SETTINGS if id != 0 => return Err(PROTOCOL),
-            kind::SETTINGS if head.has(flag::ACK) => {
-                if !payload.is_empty() {
-                    return Err(SIZE);
-                }
-            }
+            kind::SETTINGS if head.has(flag::ACK) && !payload.is_empty() => return Err(SIZE),
+            kind::SETTINGS if head.has(flag::ACK) => {}
             kind::SETTINGS => self.settings(payload)?,
             kind::PUSH_PROMISE => return Err(PROTOCOL),
             kind::PING => {
@@ -560,7 +557,7 @@ impl Engine {
         fits: bool,
         fields: List,
     ) -> Result<Option<Arrival>, Fault> {
-        if id % 2 == 0 {
+        if id.is_multiple_of(2) {
             return Err(Fault::new(code::PROTOCOL_ERROR));
         }
         if !self.is_idle(id) {
@@ -1024,7 +1021,9 @@ impl Engine {
 
     /// Nothing more will happen here.
     pub fn is_done(&self) -> bool {
-        let leaving = self.unwanted || self.farewell.is_some() || matches!(self.goodbye, Goodbye::Said(_));
+        // A peer that has not even begun will not hear the first half of a goodbye.
+        let said = matches!(self.goodbye, Goodbye::Said(_)) || (self.goodbye == Goodbye::Announced && !self.told);
+        let leaving = self.unwanted || self.farewell.is_some() || said;
         leaving && self.streams.open() == 0 && (self.role == Role::Server || self.opening.is_empty())
     }
 

@@ -213,10 +213,10 @@ mod tests {
         let head = fields(&GET).request(&mut known).unwrap();
         assert_eq!((head.path.as_str(), head.authority.unwrap().as_str()), ("/a?b", "a:1"));
         assert_eq!(known.clone().unwrap().as_str(), "a:1");
-        for i in 0..3 {
+        for (i, (name, _)) in GET.iter().enumerate().take(3) {
             let mut less = GET.to_vec();
             less.remove(i);
-            assert!(fields(&less).request(&mut known).is_err(), "without {}", GET[i].0);
+            assert!(fields(&less).request(&mut known).is_err(), "without {name}");
         }
         for more in [
             (":path", "/b"),

@@ -76,32 +76,32 @@ const ALWAYS: u16 = u16::MAX;
 /// Names to remember; more than an honest connection has.
 const NAMES: usize = 256;
 
+/// The table, as the peer has it too.
 #[derive(Debug)]
-pub struct Encoder {
+struct Table {
     /// Oldest first.
     entries: VecDeque<Entry>,
     /// Number of entries ever evicted: the oldest has the next number.
     gone: u64,
     size: usize,
     max: usize,
+    /// By name and value.
+    numbers: FxHashMap<u64, u64>,
+}
+
+#[derive(Debug)]
+pub struct Encoder {
+    table: Table,
     /// The table was resized: to how little, before it became what it is now.
     resized: Option<usize>,
-    /// By name and value.
-    fields: FxHashMap<u64, u64>,
     names: FxHashMap<u64, Known>,
 }
 
 impl Default for Encoder {
     fn default() -> Self {
-        Self {
-            entries: VecDeque::new(),
-            gone: 0,
-            size: 0,
-            max: TABLE,
-            resized: None,
-            fields: FxHashMap::default(),
-            names: FxHashMap::default(),
-        }
+        let (entries, numbers) = (VecDeque::new(), FxHashMap::default());
+        let table = Table { entries, gone: 0, size: 0, max: TABLE, numbers };
+        Self { table, resized: None, names: FxHashMap::default() }
     }
 }
 
@@ -165,21 +165,21 @@ impl Encoder {
     /// As the peer's settings have it; never more than our own bound.
     pub fn resize(&mut self, max: usize) {
         let max = max.min(TABLE);
-        if max == self.max {
+        if max == self.table.max {
             return;
         }
         self.resized = Some(self.resized.map_or(max, |least| least.min(max)));
-        self.max = max;
-        self.evict(0);
+        self.table.max = max;
+        self.table.evict(0);
     }
 
     /// Before a block's first field.
     pub fn begin(&mut self, out: &mut Vec<u8>) {
         if let Some(least) = self.resized.take() {
-            if least < self.max {
+            if least < self.table.max {
                 integer(out, 0x20, 5, least);
             }
-            integer(out, 0x20, 5, self.max);
+            integer(out, 0x20, 5, self.table.max);
         }
     }
 
@@ -201,54 +201,58 @@ impl Encoder {
         if self.names.len() >= NAMES && !self.names.contains_key(&name_hash) {
             self.names.clear();
         }
+        let table = &mut self.table;
         let known = self.names.entry(name_hash).or_insert_with(|| {
             let churn = if varies(key.text()) { ALWAYS } else { 0 };
             Known { fixed: static_name(key.text()), latest: 0, churn }
         });
-        let (fixed, latest) = (usize::from(known.fixed), known.latest);
-        let index = self.name_index(key, fixed, latest);
-        if sensitive {
-            return self.literal(NEVER, index, key, value, out);
-        }
-        let varying = known_varies(self.names.get_mut(&name_hash));
-        let size = key.text().len() + value.len() + OVERHEAD;
-        let fits = size <= self.max / 4;
-        if varying {
-            // Once, so that at least its name is there.
-            let keep = index == 0 && fits;
-            if keep {
-                self.insert(key, value, hash_of(name_hash, value), name_hash, size);
-            }
-            return self.literal(if keep { KEPT } else { PLAIN }, index, key, value, out);
-        }
-        let hash = hash_of(name_hash, value);
-        if let Some(index) = self.field_index(key, value, hash) {
-            if let Some(known) = self.names.get_mut(&name_hash) {
+        let varies = !sensitive && known.varies();
+        let hash = if sensitive || varies { 0 } else { hash_of(name_hash, value) };
+        if !sensitive && !varies {
+            if let Some(index) = table.field_index(key, value, hash) {
                 known.churn = known.churn.saturating_sub(1);
+                return integer(out, INDEXED.0, INDEXED.1, index);
             }
-            return integer(out, INDEXED.0, INDEXED.1, index);
+            if known.fixed as usize == GZIP_INDEX && value == GZIP.as_bytes() {
+                return integer(out, INDEXED.0, INDEXED.1, GZIP_INDEX);
+            }
         }
-        if fixed == GZIP_INDEX && value == GZIP.as_bytes() {
-            return integer(out, INDEXED.0, INDEXED.1, GZIP_INDEX);
-        }
-        if !fits {
-            return self.literal(PLAIN, index, key, value, out);
-        }
-        self.literal(KEPT, index, key, value, out);
-        self.insert(key, value, hash, name_hash, size);
-        if let Some(known) = self.names.get_mut(&name_hash) {
-            known.churn += 2;
-        }
-    }
-
-    fn literal(&self, (first, bits): (u8, u32), index: usize, key: Key<'_>, value: &[u8], out: &mut Vec<u8>) {
-        integer(out, first, bits, index);
+        let index = table.name_index(key, usize::from(known.fixed), known.latest);
+        let size = key.text().len() + value.len() + OVERHEAD;
+        let form = match () {
+            () if sensitive => NEVER,
+            () if size > table.max / 4 => PLAIN,
+            // Once, so that at least its name is there.
+            () if varies && index != 0 => PLAIN,
+            () => KEPT,
+        };
+        integer(out, form.0, form.1, index);
         if index == 0 {
             text(out, key.text().as_bytes());
         }
         text(out, value);
+        if form == KEPT {
+            known.latest = table.insert(key, value, hash, size);
+            known.churn = known.churn.saturating_add(2);
+        }
     }
+}
 
+impl Known {
+    /// Whether it is not worth looking for its value.
+    fn varies(&mut self) -> bool {
+        if self.churn == ALWAYS || self.churn < VARIES {
+            return self.churn == ALWAYS;
+        }
+        self.churn += 1;
+        if self.churn > AGAIN {
+            self.churn = VARIES - 2;
+        }
+        true
+    }
+}
+
+impl Table {
     fn entry(&self, number: u64) -> Option<&Entry> {
         let position = number.checked_sub(self.gone + 1)?;
         self.entries.get(usize::try_from(position).ok()?)
@@ -262,7 +266,6 @@ impl Encoder {
     /// Where the name is, or 0. Both places are compared: a hash may be anybody's.
     fn name_index(&self, key: Key<'_>, fixed: usize, latest: u64) -> usize {
         let is_fixed = match (key, fixed) {
-            (_, 0) => false,
             (Key::Pseudo(name), 1..=14) => PSEUDO[fixed - 1].0 == name,
             (Key::Field(name), 15..=STATIC) => FIELDS[fixed - 15] == *name,
             _ => false,
@@ -277,20 +280,19 @@ impl Encoder {
     }
 
     fn field_index(&self, key: Key<'_>, value: &[u8], hash: u64) -> Option<usize> {
-        let number = *self.fields.get(&hash)?;
+        let number = *self.numbers.get(&hash)?;
         let entry = self.entry(number)?;
-        (entry.name.is(key) && entry.value == value).then(|| self.index_of(number))
+        (entry.value == value && entry.name.is(key)).then(|| self.index_of(number))
     }
 
-    fn insert(&mut self, key: Key<'_>, value: &[u8], hash: u64, name_hash: u64, size: usize) {
+    /// The new entry's number.
+    fn insert(&mut self, key: Key<'_>, value: &[u8], hash: u64, size: usize) -> u64 {
         self.evict(size);
         self.size += size;
         self.entries.push_back(Entry { name: key.own(), value: Bytes::copy_from_slice(value), hash, size });
         let number = self.gone + self.entries.len() as u64;
-        self.fields.insert(hash, number);
-        if let Some(known) = self.names.get_mut(&name_hash) {
-            known.latest = number;
-        }
+        self.numbers.insert(hash, number);
+        number
     }
 
     fn evict(&mut self, more: usize) {
@@ -298,24 +300,9 @@ impl Encoder {
             let Some(oldest) = self.entries.pop_front() else { return };
             self.gone += 1;
             self.size -= oldest.size;
-            if self.fields.get(&oldest.hash) == Some(&self.gone) {
-                self.fields.remove(&oldest.hash);
+            if self.numbers.get(&oldest.hash) == Some(&self.gone) {
+                self.numbers.remove(&oldest.hash);
             }
         }
     }
-}
-
-fn known_varies(known: Option<&mut Known>) -> bool {
-    let Some(known) = known else { return false };
-    if known.churn == ALWAYS {
-        return true;
-    }
-    if known.churn < VARIES {
-        return false;
-    }
-    known.churn += 1;
-    if known.churn > AGAIN {
-        known.churn = VARIES - 2;
-    }
-    true
 }
