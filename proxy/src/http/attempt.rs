@@ -219,11 +219,13 @@ async fn once(
     };
     let endpoint = picked.endpoint.clone();
     left.picked = Some(picked);
-    let mesh = is_mesh(plan, &endpoint);
-    let inside = inside(plan, flight, mesh);
+    // One look at the backend's settings per attempt.
+    let config = plan.backend.config.load_full();
+    let mesh = is_mesh(&config, &endpoint);
+    let inside = inside(&config, plan, flight, mesh);
     // Until it is sent, the head is there for the next attempt; behind a copy where even then it may be needed again.
     left.head = Some(head);
-    let leased = lease(plan.worker, &plan.backend, &endpoint, inside, &plan.conn.listener.limits).await;
+    let leased = lease(plan.worker, &plan.backend, &config, &endpoint, inside, &plan.conn.listener.limits).await;
     let mut lease = leased.map_err(unprocessed)?;
     let Some(kept) = left.head.take() else { return Err(unprocessed(Reason::Internal)) };
     head = kept;
@@ -247,8 +249,8 @@ fn span_of(worker: &Worker) -> [u8; 8] {
 }
 
 /// Whether a sidecar answers there.
-fn is_mesh(plan: &Plan<'_>, endpoint: &Endpoint) -> bool {
-    match &plan.backend.config.load().tls {
+fn is_mesh(config: &backend::Config, endpoint: &Endpoint) -> bool {
+    match &config.tls {
         UpstreamTls::Auto => endpoint.identity.is_some(),
         UpstreamTls::Mesh(_) => true,
         _ => false,
@@ -256,8 +258,8 @@ fn is_mesh(plan: &Plan<'_>, endpoint: &Endpoint) -> bool {
 }
 
 /// What travels to this endpoint: HTTP/2 in the mesh, and otherwise what the app spoke, unless the backend says.
-fn inside(plan: &Plan<'_>, flight: &Flight, mesh: bool) -> Inside {
-    match plan.backend.config.load().http {
+fn inside(config: &backend::Config, plan: &Plan<'_>, flight: &Flight, mesh: bool) -> Inside {
+    match config.http {
         _ if plan.leaving => Inside::Http1,
         backend::Http::Http1 => Inside::Http1,
         backend::Http::Http2 => Inside::Http2,

@@ -73,7 +73,10 @@ async fn send(worker: &Rc<Worker>, conn: &Conn, backend: &Arc<Backend>, mut head
     let inside = if mesh { Inside::Http2 } else { Inside::Http1 };
     let ip = conn.peer.addr.ip().to_string();
     weft_policy::view::FieldsMut::set(&mut head.fields, "x-forwarded-for", ip.as_bytes());
-    let mut lease = lease(worker, backend, &picked.endpoint, inside, &conn.listener.limits).await.ok()?;
+    let mut lease =
+        lease(worker, backend, &backend.config.load_full(), &picked.endpoint, inside, &conn.listener.limits)
+            .await
+            .ok()?;
     let mut reply = lease.sender.send(Request { head, body }, false).await.ok()?;
     picked.tell(Signal::Nothing, Instant::now());
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut reply.body).poll_frame(cx)).await {

@@ -77,7 +77,7 @@ fn pick_now(
         };
         let index = set.picker.pick(&set.endpoints, &mut || worker.random(), hash, now, &usable, tried)?;
         let endpoint = set.endpoints.get(index)?.clone();
-        if let Some(pass) = backend.outlier.admit(&endpoint, now).or(look.panic.then_some(Pass::Normal)) {
+        if let Some(pass) = backend.outlier.admit(&look, &endpoint).or(look.panic.then_some(Pass::Normal)) {
             endpoint.load.begin(now, set.picker.ewma());
             return Some(Picked {
                 endpoint,
