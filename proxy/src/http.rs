@@ -2,12 +2,11 @@
 
 pub mod attempt;
 pub mod body;
-pub mod early;
 pub mod exchange;
 pub mod flight;
 pub mod flood;
-pub mod gate;
 pub mod h2_client;
+pub mod http1;
 pub mod hyper_driver;
 pub mod inbound;
 pub mod mirror;
@@ -17,3 +16,4 @@ pub mod reject;
 pub mod sender;
 pub mod server;
 pub mod stall;
+pub mod wire;

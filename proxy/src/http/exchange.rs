@@ -85,7 +85,7 @@ impl Reply {
     }
 }
 
-pub use super::hyper_driver::Wire;
+pub use super::wire::Wire;
 
 /// What the driver serves.
 pub trait Serve {

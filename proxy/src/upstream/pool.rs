@@ -5,8 +5,8 @@
 //! breaker's pending cap, for whichever comes first: a connection given back here or a permit given back anywhere.
 
 use super::dial::{Configs, Inside, Security, dial, security};
-use crate::http::hyper_driver;
 use crate::http::sender::Sender;
+use crate::http::{http1, hyper_driver};
 use crate::worker::Worker;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
@@ -301,7 +301,7 @@ async fn make(
         };
         let io = dial(worker, &backend.config.load_full(), &pool.endpoint, inside).await?;
         let closed = count_open(&pool, permit);
-        let mut sender = hyper_driver::connect_http1(io, limits, closed).await?;
+        let mut sender = http1::client::connect(io, limits, closed);
         if !sender.ready().await {
             return Err(Reason::ConnectFailed);
         }
