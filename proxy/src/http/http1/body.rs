@@ -259,6 +259,10 @@ impl Writer {
                     },
                 }
             }
+            // With its head alone a message of no length is whole: that it is none is awaited.
+            if waits && self.framing == Framing::Length(0) {
+                return Poll::Pending;
+            }
             if !self.out.is_empty() {
                 ready!(write(cx, &mut self.out))?;
             }

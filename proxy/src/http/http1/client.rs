@@ -446,7 +446,13 @@ impl Download {
                 Err(head::Malformed) => Some(Err(BodyError::Broken)),
             };
             match &frame {
-                Some(Err(_)) => link.close(),
+                Some(Err(_)) => {
+                    // Told a turn later, so that what came before it is on its way: a break right behind a head would be told
+                    // in place of the head.
+                    link.close();
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 _ if link.decoder.is_done() => {
                     self.over = true;
                     link.settle();

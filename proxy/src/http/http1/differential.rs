@@ -222,5 +222,5 @@ async fn what_is_accepted_here_reads_the_same_there() {
         assert_eq!(ours(&[&bytes[..a], &bytes[a..b], &bytes[b..]]), (seen, end), "{a} {b} {bytes:?}");
     }
     println!("{accepted} requests accepted, {refused} inputs refused");
-    assert!(accepted > 5_000 && refused > 5_000, "{accepted} {refused}");
+    assert!(accepted > 3_000 && refused > 3_000, "{accepted} {refused}");
 }
