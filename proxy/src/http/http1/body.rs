@@ -248,7 +248,7 @@ impl Writer {
                     Poll::Ready(None) => self.finish(None)?,
                     Poll::Ready(Some(Err(_))) => {
                         // What came before the break is the reader's all the same.
-                        if !self.out.is_empty() {
+                        if !self.out.is_empty() && self.framing != Framing::Length(0) {
                             let _ = write(cx, &mut self.out);
                         }
                         return Poll::Ready(Err(Stop::Body));
