@@ -339,8 +339,10 @@ impl State {
 
     /// Sweeps where it is time, and says who may be picked. One look serves one pick.
     pub fn look(&self, endpoints: &[Arc<Endpoint>], now: Instant) -> Look {
-        self.sweep(endpoints, now);
         let config = self.config.load();
+        if let Some(Config::Ejection(ejection)) = config.as_deref() {
+            self.sweep(ejection, endpoints, now);
+        }
         let panic = match config.as_deref() {
             Some(Config::Ejection(e)) if e.min_health_percent > 0 => {
                 let out = out(endpoints);
@@ -352,11 +354,9 @@ impl State {
     }
 
     /// Asks to send a request to the endpoint that was picked; `None` means that another request is its probe: pick again.
-    pub fn admit(&self, endpoint: &Endpoint, now: Instant) -> Option<Pass> {
-        let config = self.config.load();
-        let Some(Config::Accrual(accrual)) = config.as_deref() else { return Some(Pass::Normal) };
-        let health = &endpoint.health;
-        let now = nanos(now);
+    pub fn admit(&self, look: &Look, endpoint: &Endpoint) -> Option<Pass> {
+        let Some(Config::Accrual(accrual)) = look.config.as_deref() else { return Some(Pass::Normal) };
+        let (health, now) = (&endpoint.health, look.now);
         match health.phase.load(Ordering::Acquire) {
             CLOSED => Some(Pass::Normal),
             _ => {
@@ -422,7 +422,7 @@ impl State {
                 }
             }
             (Some(Config::Ejection(ejection)), Some((status, own))) => {
-                self.sweep(endpoints, now);
+                self.sweep(ejection, endpoints, now);
                 if count(ejection, health, status, own) && !health.is_out() {
                     self.eject(ejection, endpoints, health, now);
                 }
@@ -456,10 +456,8 @@ impl State {
         self.ejections.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Ends ejections whose time is over, if an interval is. Cheap in between; `look` and `record` call it.
-    pub fn sweep(&self, endpoints: &[Arc<Endpoint>], now: Instant) {
-        let config = self.config.load();
-        let Some(Config::Ejection(ejection)) = config.as_deref() else { return };
+    /// Ends ejections whose time is over, if an interval is. Cheap in between.
+    fn sweep(&self, ejection: &Ejection, endpoints: &[Arc<Endpoint>], now: Instant) {
         let (now, interval) = (nanos(now), span(ejection.interval).max(1));
         let due = self.next_sweep.load(Ordering::Relaxed);
         // Not begun, or the interval was made shorter.

@@ -3,6 +3,7 @@
 pub mod attempt;
 pub mod body;
 pub mod exchange;
+pub mod fields;
 pub mod flight;
 pub mod flood;
 pub mod h2_client;

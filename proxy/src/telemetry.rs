@@ -427,8 +427,7 @@ impl Recorder {
     }
 
     /// A request is over, however it ended.
-    pub fn finish(&self, record: &Record) {
-        let now = Instant::now();
+    pub fn finish(&self, record: &Record, now: Instant) {
         self.active(|a| a.requests_finished[record.role as usize] += 1);
         self.cells.borrow_mut().finish(record, now);
         match self.hub.log_format() {

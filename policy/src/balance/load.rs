@@ -70,10 +70,9 @@ impl Load {
         }
     }
 
-    /// Ends what `begin` began. A sample may be given earlier by `learn`, with `Sample::Nothing` here.
-    pub fn end(&self, now: Instant, sample: Sample, ewma: Ewma) {
+    /// Ends what `begin` began; what it taught is `learn`'s.
+    pub fn end(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.learn(now, sample, ewma);
     }
 
     /// Two workers at once may lose one of two samples; nothing worse.

@@ -242,7 +242,8 @@ fn p2c_prefers_the_fast_and_the_idle() {
     let pick = |now| picker.pick(&list, &mut || 1 << 63, None, now, &|_| true, &[]).unwrap();
     let sample = |at: usize, sample, now| {
         list[at].load.begin(now, picker.ewma());
-        list[at].load.end(now, sample, ewma);
+        list[at].load.learn(now, sample, ewma);
+        list[at].load.end();
     };
     sample(0, Sample::Took(ms(50)), now);
     sample(1, Sample::Took(ms(10)), now);
@@ -250,7 +251,7 @@ fn p2c_prefers_the_fast_and_the_idle() {
     // Behind requests in flight the fast one is slower.
     (0..10).for_each(|_| list[1].load.begin(now, ewma));
     assert_eq!(pick(now), 0);
-    (0..10).for_each(|_| list[1].load.end(now, Sample::Nothing, ewma));
+    (0..10).for_each(|_| list[1].load.end());
     assert_eq!(pick(now), 1);
     // Bad news is believed at once, and forgotten in time.
     sample(1, Sample::Took(ms(900)), now);
@@ -278,7 +279,8 @@ fn failing_fast_does_not_attract() {
         };
         failed += (at == 0) as u32;
         list[at].load.begin(now, picker.ewma());
-        list[at].load.end(now, sample, picker.ewma());
+        list[at].load.learn(now, sample, picker.ewma());
+        list[at].load.end();
     }
     assert!(failed <= 20, "{failed}");
     // And one failure among many answers is no outage: its share sinks, but does not vanish.
@@ -291,7 +293,8 @@ fn failing_fast_does_not_attract() {
         let rtt = Duration::from_micros(8_000 + random.below(4_000));
         let sample = if at == 0 && i % 1_000 == 0 { Sample::Failed(rtt) } else { Sample::Took(rtt) };
         list[at].load.begin(now, picker.ewma());
-        list[at].load.end(now, sample, picker.ewma());
+        list[at].load.learn(now, sample, picker.ewma());
+        list[at].load.end();
     }
     assert!(counts[0] > 4_000, "{counts:?}");
 }
@@ -306,7 +309,8 @@ fn a_new_endpoint_is_tried_soon_and_once() {
     let fast = Sample::Took(Duration::from_millis(1));
     for at in [0, 1] {
         list[at].load.begin(now, picker.ewma());
-        list[at].load.end(now, fast, picker.ewma());
+        list[at].load.learn(now, fast, picker.ewma());
+        list[at].load.end();
     }
     let mut tried = 0;
     for _ in 0..200 {
@@ -315,7 +319,8 @@ fn a_new_endpoint_is_tried_soon_and_once() {
         list[at].load.begin(now, picker.ewma());
         // The new one does not answer; its client goes away.
         tried += (at == 2) as u32;
-        list[at].load.end(now, if at == 2 { Sample::Nothing } else { fast }, picker.ewma());
+        list[at].load.learn(now, if at == 2 { Sample::Nothing } else { fast }, picker.ewma());
+        list[at].load.end();
     }
     assert_eq!(tried, 1);
     list[2].load.learn(now, fast, picker.ewma());

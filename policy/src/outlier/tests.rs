@@ -38,7 +38,7 @@ impl Bench {
     }
 
     fn admit(&self, at: usize) -> Option<Pass> {
-        self.state.admit(&self.endpoints[at], self.now)
+        self.state.admit(&self.state.look(&self.endpoints, self.now), &self.endpoints[at])
     }
 
     fn wait(&mut self, d: Duration) -> &Self {
@@ -371,7 +371,7 @@ fn threads_get_one_probe_and_one_ejection() {
         std::thread::scope(|s| {
             for _ in 0..4 {
                 s.spawn(|| {
-                    if b.state.admit(&b.endpoints[0], at) == Some(Pass::Probe) {
+                    if b.state.admit(&b.state.look(&b.endpoints, at), &b.endpoints[0]) == Some(Pass::Probe) {
                         probes.fetch_add(1, Ordering::Relaxed);
                     }
                 });

@@ -31,6 +31,20 @@ struct Known {
     destination: SocketAddr,
 }
 
+/// What a connection turned out to be.
+struct Found {
+    stream: MeshStream,
+    mesh: bool,
+    server_name: Option<String>,
+    speaks: Speaks,
+}
+
+enum Speaks {
+    Http(HttpKind),
+    /// Bytes for whoever was dialled for them.
+    Opaque(Result<Connected, Reason>),
+}
+
 pub async fn run(worker: Rc<Worker>, door: Rc<Door>, tcp: TcpStream, peer: SocketAddr, ticket: Ticket) {
     crate::sys::sockopt::tune(&tcp);
     let listener = door.config();
@@ -45,14 +59,21 @@ pub async fn run(worker: Rc<Worker>, door: Rc<Door>, tcp: TcpStream, peer: Socke
     };
     let known = Known { worker, door, ticket, peer, destination };
     let mesh = listener.role.is_inbound() && listener.mtls.mode_of(destination.port()) != Mode::Disable;
-    match known.declared(&listener) {
+    let found = match known.declared(&listener) {
         // Nothing to find out: the first read is already the codec's.
         protocol @ (Protocol::Http1 | Protocol::Http2) if !mesh => {
             let stream = MeshStream::plain(tcp, Vec::new(), &known.worker.flusher);
             let kind = if protocol == Protocol::Http1 { HttpKind::Http1 } else { HttpKind::Http2 };
-            known.http(stream, kind, false, None).await;
+            Some(Found { stream, mesh: false, server_name: None, speaks: Speaks::Http(kind) })
         }
-        declared => known.sniff(Incoming::tcp(tcp), declared, mesh).await,
+        // In boxes of their own: a connection that lasts holds neither the room that finding out took nor that of what it is not.
+        declared => Box::pin(known.sniff(Incoming::tcp(tcp), declared, mesh)).await,
+    };
+    drop(listener);
+    let Some(Found { stream, mesh, server_name, speaks }) = found else { return };
+    match speaks {
+        Speaks::Http(kind) => known.http(stream, kind, mesh, server_name).await,
+        Speaks::Opaque(upstream) => Box::pin(known.relay(stream, upstream, mesh, server_name)).await,
     }
 }
 
@@ -106,11 +127,11 @@ impl Known {
     async fn http(&self, stream: MeshStream, kind: HttpKind, mesh: bool, server_name: Option<String>) {
         let conn = self.conn(mesh, server_name, stream.peer().cloned());
         self.ticket.limit_stall(stream.taking(), conn.listener.limits.body_idle);
-        server::serve(self.worker.clone(), conn, stream, kind).await;
+        Box::pin(server::serve(self.worker.clone(), conn, stream, kind)).await;
     }
 
     /// Looks at plaintext bytes, or at a TLS hello, until it is clear what to do with them.
-    async fn sniff(&self, mut incoming: Incoming, declared: Protocol, mesh: bool) {
+    async fn sniff(&self, mut incoming: Incoming, declared: Protocol, mesh: bool) -> Option<Found> {
         let listener = self.door.config();
         let strict = mesh && listener.mtls.mode_of(self.destination.port()) == Mode::Strict;
         let learned = if declared == Protocol::Detect { self.worker.learned.get(self.destination) } else { None };
@@ -133,41 +154,41 @@ impl Known {
             tracing::info!(listener = %listener.name, peer = %self.peer, destination = %self.destination,
                 "plaintext refused by STRICT");
             incoming.reset_on_close();
-            return;
+            return None;
         }
+        let found = |stream, server_name, speaks| Some(Found { stream, mesh: false, server_name, speaks });
         let flusher = &self.worker.flusher;
         match verdict {
             Verdict::Http1 | Verdict::Http2 => {
                 learn(Spoke::Http);
                 drop(ahead);
                 let kind = if verdict == Verdict::Http1 { HttpKind::Http1 } else { HttpKind::Http2 };
-                self.http(incoming.into_stream(flusher), kind, false, None).await;
+                found(incoming.into_stream(flusher), None, Speaks::Http(kind))
             }
             Verdict::Tls(hello) if mesh && self.for_us(&hello, mode) => {
                 drop(ahead);
-                let Some(socket) = incoming.into_tcp() else { return };
+                let socket = incoming.into_tcp()?;
                 let limit = listener.limits.handshake_timeout;
-                let Some(stream) = self.door.tls.accept(&self.worker, socket, &listener.clients, limit).await else {
-                    return;
-                };
-                self.inside(stream, declared, hello.sni).await;
+                let stream = self.door.tls.accept(&self.worker, socket, &listener.clients, limit).await?;
+                self.inside(stream, declared, hello.sni).await
             }
             Verdict::Tls(hello) => {
                 learn(Spoke::Opaque);
                 drop(ahead);
                 let upstream = self.dial(hello.sni.clone()).await;
-                self.relay(incoming.into_stream(flusher), upstream, false, hello.sni).await;
+                found(incoming.into_stream(flusher), hello.sni, Speaks::Opaque(upstream))
             }
             Verdict::Opaque | Verdict::ServerFirst => {
                 learn(if verdict == Verdict::Opaque { Spoke::Opaque } else { Spoke::ServerFirst });
                 let upstream = ahead.connected().await;
-                self.relay(incoming.into_stream(flusher), upstream, false, None).await;
+                found(incoming.into_stream(flusher), None, Speaks::Opaque(upstream))
             }
             Verdict::UpstreamGone => {
                 counters::rejected(Rejected::NoUpstream);
                 incoming.reset_on_close();
+                None
             }
-            Verdict::Plaintext | Verdict::Gone => {}
+            Verdict::Plaintext | Verdict::Gone => None,
         }
     }
 
@@ -181,22 +202,21 @@ impl Known {
     }
 
     /// What came out of mesh TLS: ALPN says what it is, else the declaration, else its bytes.
-    async fn inside(&self, stream: MeshStream, declared: Protocol, sni: Option<String>) {
+    async fn inside(&self, stream: MeshStream, declared: Protocol, sni: Option<String>) -> Option<Found> {
         let listener = self.door.config();
         let inside = if listener.role.is_tcp() { Inside::Opaque } else { Inside::of(stream.alpn()) };
-        let kind = match (inside, declared) {
-            (Inside::Http1, _) | (Inside::Unknown, Protocol::Http1) => HttpKind::Http1,
-            (Inside::Http2, _) | (Inside::Unknown, Protocol::Http2) => HttpKind::Http2,
+        let speaks = match (inside, declared) {
+            (Inside::Http1, _) | (Inside::Unknown, Protocol::Http1) => Speaks::Http(HttpKind::Http1),
+            (Inside::Http2, _) | (Inside::Unknown, Protocol::Http2) => Speaks::Http(HttpKind::Http2),
             (Inside::Opaque, _) | (Inside::Unknown, Protocol::Opaque | Protocol::Tls) => {
-                let upstream = self.dial(None).await;
-                return self.relay(stream, upstream, true, sni).await;
+                Speaks::Opaque(self.dial(None).await)
             }
-            (Inside::Unknown, _) => return self.sniff_inside(stream, declared, sni).await,
+            (Inside::Unknown, _) => return Box::pin(self.sniff_inside(stream, declared, sni)).await,
         };
-        self.http(stream, kind, true, sni).await;
+        Some(Found { stream, mesh: true, server_name: sni, speaks })
     }
 
-    async fn sniff_inside(&self, stream: MeshStream, declared: Protocol, sni: Option<String>) {
+    async fn sniff_inside(&self, stream: MeshStream, declared: Protocol, sni: Option<String>) -> Option<Found> {
         let listener = self.door.config();
         let place = Place {
             declared,
@@ -210,18 +230,17 @@ impl Known {
         let mut phase = self.worker.shared.phase.clone();
         let late = || counters::detect_timed_out(&listener.name);
         let verdict = classify(&mut incoming, &place, &mut ahead, &mut phase, late).await;
-        let kind = match verdict {
-            Verdict::Http1 => HttpKind::Http1,
-            Verdict::Http2 => HttpKind::Http2,
-            Verdict::Opaque | Verdict::ServerFirst | Verdict::Tls(_) => {
-                let upstream = ahead.connected().await;
-                return self.relay(incoming.into_stream(&self.worker.flusher), upstream, true, sni).await;
-            }
-            Verdict::Gone | Verdict::UpstreamGone | Verdict::Plaintext => return,
+        let speaks = match verdict {
+            Verdict::Http1 => Speaks::Http(HttpKind::Http1),
+            Verdict::Http2 => Speaks::Http(HttpKind::Http2),
+            Verdict::Opaque | Verdict::ServerFirst | Verdict::Tls(_) => Speaks::Opaque(ahead.connected().await),
+            Verdict::Gone | Verdict::UpstreamGone | Verdict::Plaintext => return None,
         };
-        self.worker.learned.put(self.destination, Spoke::Http);
-        drop(ahead);
-        self.http(incoming.into_stream(&self.worker.flusher), kind, true, sni).await;
+        if matches!(speaks, Speaks::Http(_)) {
+            self.worker.learned.put(self.destination, Spoke::Http);
+        }
+        let stream = incoming.into_stream(&self.worker.flusher);
+        Some(Found { stream, mesh: true, server_name: sni, speaks })
     }
 
     /// A future that dials where this connection's bytes go, when and if it is polled.

@@ -7,6 +7,7 @@
 
 use super::body::replay::Replayable;
 use super::exchange::{Body, BodyError, Head, Reply, Request};
+use super::fields::number;
 use super::flight::{Flight, Held};
 use super::normalise::{ATTEMPT_COUNT, SPOKEN};
 use super::reject::GRPC_STATUS;
@@ -41,6 +42,7 @@ pub struct Plan<'a> {
     pub conn: &'a Conn,
     pub backend: Arc<Backend>,
     pub retry: &'a retry::Config,
+    pub began: Instant,
     pub deadline: Option<Instant>,
     pub idle: Option<Duration>,
     pub hash: Option<u64>,
@@ -57,27 +59,27 @@ pub struct Failed {
 }
 
 /// Tries until there is an answer worth handing on, or no more may be tried.
-pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -> Result<(Reply, Held), Failed> {
+pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -> Result<Reply, Failed> {
     let (worker, backend) = (plan.worker, &plan.backend);
     let fail = |reason, retried: u32| Failed { reason, retried: retried > 0 };
     let replay = (!body.is_empty()).then(|| Replayable::new(body, stall_limit(&head, plan), plan.idle.is_some()));
-    backend.budget.deposit(Instant::now());
+    backend.budget.deposit(plan.began);
     let permit = RequestPermit::take(backend).ok_or(fail(Reason::Overflow, 0))?;
     let mut head = Some(head);
     let mut tried: SmallVec<[usize; 4]> = SmallVec::new();
     let mut retried = 0;
     let mut stale = 0;
     let mut retrying = None;
+    let mut started = plan.began;
     loop {
         let Some(mut this_head) = head.take() else { return Err(fail(Reason::Internal, retried)) };
-        this_head.fields.0.insert(ATTEMPT_COUNT, HeaderValue::from(retried + 1));
+        this_head.fields.0.insert(ATTEMPT_COUNT, number(u64::from(retried) + 1));
         let avoid: &[usize] = if plan.retry.avoid_previous_hosts { &tried } else { &[] };
         let mut attempt = OneAttempt { head: None, picked: None, span: span_of(worker) };
-        let started = Instant::now();
         let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);
         let sent = {
             let quiet = plan.idle.map(|idle| Box::pin(quiet(idle, started, replay.as_ref())));
-            let trying = pin!(once(plan, flight, this_head, replay.as_ref(), avoid, retried, &mut attempt));
+            let trying = pin!(once(plan, flight, this_head, replay.as_ref(), avoid, started, retried, &mut attempt));
             limit.run(trying, quiet).await
         };
         drop(retrying.take());
@@ -115,6 +117,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
             if stale <= 16 {
                 head = Some(request.head);
                 tried.pop();
+                started = ended;
                 continue;
             }
             return Err(fail(Reason::UpstreamClosed, retried));
@@ -159,6 +162,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
                     if !pause.is_zero() {
                         Box::pin(sleep_until(wake)).await;
                     }
+                    started = Instant::now();
                     continue;
                 }
                 Err(Refused::Budget) => flight.record.note = Some("not retried: the retry budget is spent"),
@@ -171,20 +175,18 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
                 if let Some(replay) = &replay {
                     super::mirror::settle(replay);
                 }
-                Ok((
-                    reply,
-                    Held {
-                        lease: Some(lease),
-                        picked,
-                        permit,
-                        replay,
-                        deadline: plan.deadline,
-                        idle: plan.idle,
-                        timer: None,
-                        last: ended,
-                        await_trailers,
-                    },
-                ))
+                flight.held = Some(Held {
+                    lease: Some(lease),
+                    picked,
+                    permit,
+                    replay,
+                    deadline: plan.deadline,
+                    idle: plan.idle,
+                    timer: None,
+                    last: ended,
+                    await_trailers,
+                });
+                Ok(reply)
             }
             _ => Err(fail(reason.unwrap_or(Reason::Internal), retried)),
         };
@@ -206,21 +208,24 @@ async fn once(
     mut head: Head,
     replay: Option<&Replayable>,
     avoid: &[usize],
+    started: Instant,
     retried: u32,
     left: &mut OneAttempt,
 ) -> Result<(Reply, Lease), SendFailed> {
     let unprocessed = |reason| SendFailed::new(reason, true);
-    let picked = match pick(plan.worker, &plan.backend, plan.hash, avoid).await {
+    let picked = match pick(plan.worker, &plan.backend, plan.hash, avoid, started).await {
         Ok(picked) => picked,
         Err(reason) => return Err(unprocessed(reason)),
     };
     let endpoint = picked.endpoint.clone();
     left.picked = Some(picked);
-    let mesh = is_mesh(plan, &endpoint);
-    let inside = inside(plan, flight, mesh);
+    // One look at the backend's settings per attempt.
+    let config = plan.backend.config.load_full();
+    let mesh = is_mesh(&config, &endpoint);
+    let inside = inside(&config, plan, flight, mesh);
     // Until it is sent, the head is there for the next attempt; behind a copy where even then it may be needed again.
     left.head = Some(head);
-    let leased = lease(plan.worker, &plan.backend, &endpoint, inside, &plan.conn.listener.limits).await;
+    let leased = lease(plan.worker, &plan.backend, &config, &endpoint, inside, &plan.conn.listener.limits).await;
     let mut lease = leased.map_err(unprocessed)?;
     let Some(kept) = left.head.take() else { return Err(unprocessed(Reason::Internal)) };
     head = kept;
@@ -244,8 +249,8 @@ fn span_of(worker: &Worker) -> [u8; 8] {
 }
 
 /// Whether a sidecar answers there.
-fn is_mesh(plan: &Plan<'_>, endpoint: &Endpoint) -> bool {
-    match &plan.backend.config.load().tls {
+fn is_mesh(config: &backend::Config, endpoint: &Endpoint) -> bool {
+    match &config.tls {
         UpstreamTls::Auto => endpoint.identity.is_some(),
         UpstreamTls::Mesh(_) => true,
         _ => false,
@@ -253,8 +258,8 @@ fn is_mesh(plan: &Plan<'_>, endpoint: &Endpoint) -> bool {
 }
 
 /// What travels to this endpoint: HTTP/2 in the mesh, and otherwise what the app spoke, unless the backend says.
-fn inside(plan: &Plan<'_>, flight: &Flight, mesh: bool) -> Inside {
-    match plan.backend.config.load().http {
+fn inside(config: &backend::Config, plan: &Plan<'_>, flight: &Flight, mesh: bool) -> Inside {
+    match config.http {
         _ if plan.leaving => Inside::Http1,
         backend::Http::Http1 => Inside::Http1,
         backend::Http::Http2 => Inside::Http2,

@@ -3,6 +3,7 @@
 //!
 //! `http` and `http-body` are vocabulary, not a codec.
 
+use super::fields::Fields;
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
@@ -15,9 +16,9 @@ use tokio::sync::oneshot;
 use weft_policy::view;
 use weft_tls::MeshStream;
 
-/// Header fields. A newtype, so that a leaner map can stand here one day.
+/// Header fields as policies see and change them.
 #[derive(Debug, Default, Clone)]
-pub struct FieldMap(pub HeaderMap);
+pub struct FieldMap(pub Fields);
 
 impl view::Fields for FieldMap {
     fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) {

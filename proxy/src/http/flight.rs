@@ -22,16 +22,19 @@ use weft_policy::outlier::Signal;
 use weft_policy::reason::{Flags, Reason};
 use weft_policy::view::is_grpc;
 
+/// In a box from its begin to its end: it is large, and whoever answers last holds it.
 pub struct Flight {
     pub worker: Rc<Worker>,
     pub record: Record,
     pub asker: Asker,
+    /// What the answer came from, once there is one.
+    pub held: Option<Held>,
     reported: bool,
 }
 
 impl Flight {
     /// From a head as the client sent it.
-    pub fn begin(worker: &Rc<Worker>, conn: &Conn, head: &Head) -> Self {
+    pub fn begin(worker: &Rc<Worker>, conn: &Conn, head: &Head) -> Box<Self> {
         let http2 = head.version == Version::HTTP_2;
         let grpc = head.fields.0.get(http::header::CONTENT_TYPE).is_some_and(|v| is_grpc(v.as_bytes()));
         let proto = match (grpc, http2) {
@@ -41,7 +44,7 @@ impl Flight {
         };
         worker.recorder.request_started(conn.listener.role);
         let trace = Trace::start(&head.fields, || worker.random(), worker.shared.sampling());
-        Self {
+        Box::new(Self {
             worker: worker.clone(),
             record: Record {
                 role: conn.listener.role,
@@ -70,38 +73,40 @@ impl Flight {
                 upgraded: false,
             },
             asker: Asker { grpc, mesh: conn.mesh, http2 },
+            held: None,
             reported: false,
-        }
+        })
     }
 
-    fn report(&mut self) {
+    fn report(&mut self, now: Instant) {
         if !std::mem::replace(&mut self.reported, true) {
-            self.worker.recorder.finish(&self.record);
+            self.worker.recorder.finish(&self.record, now);
         }
     }
 
     /// Answers a request that is not looked at any further; the log has what its client called it.
-    pub fn refuse(mut self, head: &Head, reason: Reason) -> Served {
+    pub fn refuse(mut self: Box<Self>, head: &Head, reason: Reason) -> Served {
         self.record.request_id = head.fields.0.get(REQUEST_ID).cloned();
         self.record.authority = head.authority.clone();
         self.reject(reason, false)
     }
 
     /// Answers by itself.
-    pub fn reject(mut self, reason: Reason, retried: bool) -> Served {
+    pub fn reject(mut self: Box<Self>, reason: Reason, retried: bool) -> Served {
         if reason == Reason::ClientGone {
             self.record.flags.reason = Some(reason);
             return Served::Cut;
         }
         self.record.flags.reason = Some(reason);
         let reply = reject::reply(reason, retried, self.asker);
-        self.answer(reply, None)
+        self.answer(reply)
     }
 
     /// Sends an answer and stays with it to its end.
-    pub fn answer(mut self, mut reply: Reply, held: Option<Held>) -> Served {
+    pub fn answer(mut self: Box<Self>, mut reply: Reply) -> Served {
         self.record.status = reply.status;
-        self.record.head_sent = Some(Instant::now());
+        // What came from upstream goes out in the same turn.
+        self.record.head_sent = Some(self.held.as_ref().map_or_else(Instant::now, |held| held.last));
         if let Some(status) = reply.fields.0.get(GRPC_STATUS) {
             self.record.grpc_status = status.to_str().ok().and_then(|v| v.parse().ok());
         }
@@ -109,14 +114,30 @@ impl Flight {
             // Whoever made a body for it was wrong, and HTTP/2's codec would send it.
             reply.body = Body::empty();
         }
-        let finish = Finish { flight: self, held };
         if reply.body.is_empty() {
-            finish.done();
+            self.clean();
         } else {
             let body = std::mem::replace(&mut reply.body, Body::empty());
-            reply.body = body.watched(Box::new(finish));
+            reply.body = body.watched(self);
         }
         Served::Reply(Box::new(reply))
+    }
+
+    /// The answer ended as it should.
+    fn clean(&mut self) {
+        let now = Instant::now();
+        if let Some(mut held) = self.held.take() {
+            self.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
+            if held.await_trailers {
+                held.picked.tell(Signal::Reset, now);
+            }
+            // A response that ended before its request leaves a connection that nobody else may use.
+            let whole = held.replay.as_ref().is_none_or(Replayable::ended);
+            if let Some(lease) = held.lease.take().filter(|_| whole) {
+                lease.reuse(now);
+            }
+        }
+        self.report(now);
     }
 }
 
@@ -128,7 +149,11 @@ impl Drop for Flight {
                 self.record.status = StatusCode::from_u16(499).unwrap_or_default();
             }
             self.record.flags.reason.get_or_insert(Reason::ClientGone);
-            self.report();
+            // The receiver went away in the middle.
+            if let Some(held) = &self.held {
+                self.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
+            }
+            self.report(Instant::now());
         }
     }
 }
@@ -148,36 +173,9 @@ pub struct Held {
     pub await_trailers: bool,
 }
 
-struct Finish {
-    flight: Flight,
-    held: Option<Held>,
-}
-
-impl Finish {
-    /// The response ended cleanly.
-    fn done(mut self) {
-        self.clean();
-    }
-
-    fn clean(&mut self) {
-        if let Some(mut held) = self.held.take() {
-            self.flight.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
-            if held.await_trailers {
-                held.picked.tell(Signal::Reset, Instant::now());
-            }
-            // A response that ended before its request leaves a connection that nobody else may use.
-            let whole = held.replay.as_ref().is_none_or(Replayable::ended);
-            if let Some(lease) = held.lease.take().filter(|_| whole) {
-                lease.reuse();
-            }
-        }
-        self.flight.report();
-    }
-}
-
-impl Watch for Finish {
+impl Watch for Flight {
     fn data(&mut self, bytes: usize) {
-        self.flight.record.response_bytes += bytes as u64;
+        self.record.response_bytes += bytes as u64;
         if let Some(held) = &mut self.held
             && held.idle.is_some()
         {
@@ -188,7 +186,7 @@ impl Watch for Finish {
     fn trailers(&mut self, fields: &HeaderMap) {
         let Some(status) = fields.get(GRPC_STATUS) else { return };
         let status = status.to_str().ok().and_then(|v| v.parse().ok());
-        self.flight.record.grpc_status = status;
+        self.record.grpc_status = status;
         if let (Some(held), Some(status)) = (&mut self.held, status)
             && std::mem::take(&mut held.await_trailers)
         {
@@ -206,12 +204,13 @@ impl Watch for Finish {
                     BodyError::Idle => Reason::StreamIdle,
                     BodyError::Ended => Reason::Draining,
                 };
-                self.flight.record.flags.reason = Some(reason);
+                let now = Instant::now();
+                self.record.flags.reason = Some(reason);
                 if let Some(mut held) = self.held.take() {
-                    self.flight.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
-                    held.picked.tell(Signal::Reset, Instant::now());
+                    self.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
+                    held.picked.tell(Signal::Reset, now);
                 }
-                self.flight.report();
+                self.report(now);
             }
         }
     }
@@ -237,15 +236,6 @@ impl Watch for Finish {
                 return Poll::Ready(BodyError::Idle);
             }
             timer.as_mut().reset(due.into());
-        }
-    }
-}
-
-impl Drop for Finish {
-    /// The receiver went away in the middle.
-    fn drop(&mut self) {
-        if let Some(held) = &self.held {
-            self.flight.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
         }
     }
 }

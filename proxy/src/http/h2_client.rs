@@ -196,7 +196,7 @@ impl Exchange {
         let length = parts.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         Poll::Ready(Ok(Reply {
             status: parts.status,
-            fields: FieldMap(parts.headers),
+            fields: FieldMap(parts.headers.into()),
             body: Body::wire(Wire::Http2(Http2Body { stream, left: length, data_ended: false })),
             upgrade: None,
         }))

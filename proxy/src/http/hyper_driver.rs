@@ -43,7 +43,7 @@ fn take_request(request: hyper::Request<Incoming>) -> Request {
             version: parts.version,
             authority: uri.authority,
             path,
-            fields: FieldMap(parts.headers),
+            fields: FieldMap(parts.headers.into()),
         },
         body: Body::wire(Wire::Hyper(incoming)),
     }
@@ -52,7 +52,7 @@ fn take_request(request: hyper::Request<Incoming>) -> Request {
 fn give_reply<B>(reply: Reply, make: impl FnOnce(Body) -> B) -> hyper::Response<B> {
     let mut response = hyper::Response::new(make(reply.body));
     *response.status_mut() = reply.status;
-    *response.headers_mut() = reply.fields.0;
+    *response.headers_mut() = reply.fields.0.into();
     response
 }
 
@@ -149,6 +149,6 @@ pub fn give_request(request: Request, http2: bool) -> hyper::Request<Body> {
     *message.uri_mut() = http::Uri::from_parts(uri).unwrap_or_default();
     *message.version_mut() = if http2 && message.uri().scheme().is_some() { Version::HTTP_2 } else { Version::HTTP_11 };
     *message.method_mut() = method;
-    *message.headers_mut() = fields.0;
+    *message.headers_mut() = fields.0.into();
     message
 }

@@ -11,7 +11,6 @@ use crate::worker::{Conn, Worker};
 use http::HeaderValue;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
 use weft_policy::listener::ForwardIdentity;
 use weft_policy::reason::Reason;
 
@@ -30,7 +29,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         let snapshot = worker.shared.snapshot.load();
         match snapshot.fixed(&conn.listener.name) {
             Some(bound) => Some(bound.clone()),
-            None => worker.implied.get(Kind::App, app_address(&conn), Instant::now()),
+            None => worker.implied.get(Kind::App, app_address(&conn), flight.record.started),
         }
     };
     let Some(bound) = bound else { return flight.reject(Reason::Overload, false) };
@@ -50,6 +49,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         worker: &worker,
         conn: &conn,
         backend,
+        began: flight.record.started,
         retry: &worker.retry_inbound,
         deadline: None,
         idle: None,
@@ -58,8 +58,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         leaving: asked.leaving,
     };
     let body = std::mem::replace(&mut request.body, Body::empty());
-    let (mut reply, held) = match attempt::run(&plan, &mut flight, request.head, body).await {
-        Ok(answer) => answer,
+    let mut reply = match attempt::run(&plan, &mut flight, request.head, body).await {
+        Ok(reply) => reply,
         Err(Failed { reason, retried }) => return flight.reject(reason, retried),
     };
     normalise::response(&mut reply.fields.0);
@@ -68,7 +68,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         reply.fields.0.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         flight.record.upgraded = true;
     }
-    flight.answer(reply, Some(held))
+    flight.answer(reply)
 }
 
 /// Where the app listens: as configured, else where the connection was going.

@@ -11,7 +11,7 @@ use http_body::Body as _;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weft_policy::backend::Backend;
 use weft_policy::mirror::Permit;
 use weft_policy::outlier::Signal;
@@ -68,18 +68,21 @@ pub fn start(worker: &Rc<Worker>, conn: &Rc<Conn>, copies: Copies, replay: Optio
 }
 
 async fn send(worker: &Rc<Worker>, conn: &Conn, backend: &Arc<Backend>, mut head: Head, body: Body) -> Option<()> {
-    let mut picked = pick(worker, backend, None, &[]).await.ok()?;
+    let mut picked = pick(worker, backend, None, &[], Instant::now()).await.ok()?;
     let mesh = picked.endpoint.identity.is_some();
     let inside = if mesh { Inside::Http2 } else { Inside::Http1 };
     let ip = conn.peer.addr.ip().to_string();
     weft_policy::view::FieldsMut::set(&mut head.fields, "x-forwarded-for", ip.as_bytes());
-    let mut lease = lease(worker, backend, &picked.endpoint, inside, &conn.listener.limits).await.ok()?;
+    let mut lease =
+        lease(worker, backend, &backend.config.load_full(), &picked.endpoint, inside, &conn.listener.limits)
+            .await
+            .ok()?;
     let mut reply = lease.sender.send(Request { head, body }, false).await.ok()?;
-    picked.tell(Signal::Nothing, std::time::Instant::now());
+    picked.tell(Signal::Nothing, Instant::now());
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut reply.body).poll_frame(cx)).await {
         frame.ok()?;
     }
     reply.fields = FieldMap::default();
-    lease.reuse();
+    lease.reuse(Instant::now());
     Some(())
 }

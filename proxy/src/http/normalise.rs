@@ -5,6 +5,7 @@
 //! are removed unless a verified peer sent them.
 
 use super::exchange::{FieldMap, Head};
+use super::fields::{Fields, number};
 use http::header::{CONNECTION, HOST, TE, UPGRADE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
@@ -54,11 +55,12 @@ pub fn request(head: &mut Head, trusted: bool) -> Result<Asked, Reason> {
 
 fn authority(head: &mut Head) -> Result<(), Reason> {
     let fields = &mut head.fields.0;
-    let mut hosts = fields.get_all(HOST).iter();
+    let mut hosts = fields.get_all(HOST);
     let host = hosts.next().cloned();
     if hosts.next().is_some() {
         return Err(Reason::Malformed);
     }
+    drop(hosts);
     match (&head.authority, host) {
         (Some(authority), Some(host)) => {
             // HTTP/1: an absolute target overrules Host. HTTP/2: the two must agree.
@@ -121,14 +123,14 @@ fn target(head: &mut Head) -> Result<(), Reason> {
 }
 
 /// The protocol a request wants to go on with. `h2c` is not one: nobody who means it needs the upgrade dance here.
-fn wanted_upgrade(fields: &HeaderMap) -> Option<&HeaderValue> {
+fn wanted_upgrade(fields: &Fields) -> Option<&HeaderValue> {
     let upgrade = fields.get(UPGRADE)?;
-    let nominated = fields.get_all(CONNECTION).iter().any(|v| nominates(v, b"upgrade"));
+    let nominated = fields.get_all(CONNECTION).any(|v| nominates(v, b"upgrade"));
     let h2c = upgrade.as_bytes().get(..3).is_some_and(|v| v.eq_ignore_ascii_case(b"h2c"));
     (nominated && !h2c).then_some(upgrade)
 }
 
-pub fn wants_upgrade(fields: &HeaderMap) -> bool {
+pub fn wants_upgrade(fields: &Fields) -> bool {
     wanted_upgrade(fields).is_some()
 }
 
@@ -163,39 +165,24 @@ fn is_ours(name: &str) -> bool {
         && name != "x-mesh-hops"
 }
 
-fn strip(fields: &mut HeaderMap, trusted: bool) {
-    let mut gone: SmallVec<[HeaderName; 8]> = SmallVec::new();
-    let mut nominated = false;
-    let mut trailers_welcome = false;
-    for (name, value) in fields.iter() {
-        let text = name.as_str();
-        if is_hop_by_hop(text) {
-            nominated |= text == "connection";
-            trailers_welcome |= text == "te" && nominates(value, b"trailers");
-            gone.push(name.clone());
-        } else if is_ours(text) && !trusted {
-            gone.push(name.clone());
-        }
+fn strip(fields: &mut Fields, trusted: bool) {
+    let stays_here = |name: &str| is_hop_by_hop(name) || (!trusted && is_ours(name));
+    // The common request has none of these: one pass over its names tells.
+    if !fields.keys().any(|name| stays_here(name.as_str())) {
+        return;
     }
-    if nominated {
-        let mut extra: SmallVec<[HeaderName; 4]> = SmallVec::new();
-        for value in fields.get_all(CONNECTION) {
-            for word in value.as_bytes().split(|b| *b == b',') {
-                if let Ok(name) = HeaderName::from_bytes(word.trim_ascii()) {
-                    extra.push(name);
-                }
-            }
-        }
-        for name in extra {
-            fields.remove(name);
-        }
-    }
-    for name in gone {
-        fields.remove(name);
-    }
+    let trailers_welcome = fields.get_all(TE).any(|te| nominates(te, b"trailers"));
+    let nominated = nominated(fields);
+    fields.retain(|name, _| !stays_here(name.as_str()) && !nominated.contains(name));
     if trailers_welcome {
         fields.insert(TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// What `Connection` says is meant for this connection alone.
+fn nominated(fields: &Fields) -> SmallVec<[HeaderName; 4]> {
+    let words = fields.get_all(CONNECTION).flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    words.filter_map(|word| HeaderName::from_bytes(word.trim_ascii()).ok()).collect()
 }
 
 /// Counts the proxies a request has passed; past any honest number it runs in circles.
@@ -210,7 +197,7 @@ fn hops(fields: &mut FieldMap) -> Result<(), Reason> {
             so_far + 1
         }
     };
-    fields.0.insert(HOPS, HeaderValue::from(hops));
+    fields.0.insert(HOPS, number(u64::from(hops)));
     Ok(())
 }
 
@@ -231,33 +218,13 @@ fn is_framing(name: &str) -> bool {
 }
 
 /// What belongs to the upstream connection stays there, and so does what one proxy of the mesh tells the next.
-pub fn response(fields: &mut HeaderMap) {
-    // The common answer has none of these: one pass over its names tells.
-    let mut gone: SmallVec<[HeaderName; 4]> = SmallVec::new();
-    let mut connection = false;
-    for name in fields.keys() {
-        if is_hop_by_hop(name.as_str()) || name.as_str().starts_with("x-mesh-") {
-            connection |= name == CONNECTION;
-            gone.push(name.clone());
-        }
-    }
-    if gone.is_empty() {
+pub fn response(fields: &mut Fields) {
+    let stays_here = |name: &str| is_hop_by_hop(name) || name.starts_with("x-mesh-");
+    if !fields.keys().any(|name| stays_here(name.as_str())) {
         return;
     }
-    if connection {
-        let nominated: SmallVec<[HeaderName; 4]> = fields
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|v| v.as_bytes().split(|b| *b == b','))
-            .filter_map(|word| HeaderName::from_bytes(word.trim_ascii()).ok())
-            .collect();
-        for name in nominated {
-            fields.remove(name);
-        }
-    }
-    for name in gone {
-        fields.remove(name);
-    }
+    let nominated = nominated(fields);
+    fields.retain(|name, _| !stays_here(name.as_str()) && !nominated.contains(name));
 }
 
 #[cfg(test)]
@@ -265,7 +232,7 @@ mod tests {
     use super::*;
 
     fn head(method: Method, version: Version, target: &'static str, fields: &[(&str, &str)]) -> Head {
-        let mut map = HeaderMap::new();
+        let mut map = Fields::default();
         for (name, value) in fields {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }

@@ -5,11 +5,14 @@
 use super::attempt::{self, Failed, Plan};
 use super::exchange::Served;
 use super::exchange::{Body, Head, Reply, Request};
+use super::fields::number;
 use super::flight::Flight;
 use super::{mirror, normalise};
 use crate::upstream::implied::Kind;
 use crate::worker::{Conn, Worker};
+use http::uri::Authority;
 use http::{HeaderName, HeaderValue, StatusCode};
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,7 +42,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     identify(&worker, &conn, &mut flight, &mut request.head);
 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
-    let host = host_of(&request.head);
+    let named = request.head.authority.clone();
+    let host = host_of(named.as_ref());
     let bound = match destination(&worker, &conn, &request.head, &host) {
         Ok(bound) => bound,
         Err(reason) => return flight.reject(reason, false),
@@ -59,22 +63,23 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         if marked == cors::Decision::Preflight {
             cors.preflight(&request.head.fields, &mut reply.fields);
         }
-        return flight.answer(reply, None);
+        return flight.answer(reply);
     }
 
+    let mut began = flight.record.started;
     // Faults stand before everything that costs the upstream anything, and are not retried.
     if let Some(fault) = &route.fault {
         let fault = fault.decide(worker.random(), worker.random());
         if let Some(delay) = fault.delay {
             flight.record.flags.delay_injected = true;
             Box::pin(tokio::time::sleep(delay)).await;
+            // It does not count against the request's time.
+            began = Instant::now();
         }
         if let Some(with) = fault.abort {
             return abort(flight, with);
         }
     }
-    // An injected delay does not count against the request's time.
-    let began = Instant::now();
     let deadline = route.timeout.request.map(|limit| began + limit);
 
     let targets = match &route.action {
@@ -120,6 +125,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         worker: &worker,
         conn: &conn,
         backend,
+        began,
         retry: route.retry.as_ref().unwrap_or(&worker.retry_unasked),
         deadline,
         idle: route.timeout.idle,
@@ -128,11 +134,11 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         leaving: asked.leaving,
     };
     let body = std::mem::replace(&mut request.body, Body::empty());
-    let (mut reply, held) = match attempt::run(&plan, &mut flight, request.head, body).await {
-        Ok(answer) => answer,
+    let mut reply = match attempt::run(&plan, &mut flight, request.head, body).await {
+        Ok(reply) => reply,
         Err(Failed { reason, retried }) => return flight.reject(reason, retried),
     };
-    mirror::start(&worker, &conn, mirrored, held.replay.as_ref());
+    mirror::start(&worker, &conn, mirrored, flight.held.as_ref().and_then(|held| held.replay.as_ref()));
 
     normalise::response(&mut reply.fields.0);
     if let (Some(upgrade), Some(_)) = (&asked.upgrade, &reply.upgrade) {
@@ -140,8 +146,9 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         reply.fields.0.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         flight.record.upgraded = true;
     }
-    let served = began.elapsed().as_millis().min(u64::MAX as u128) as u64;
-    reply.fields.0.insert(SERVICE_TIME, HeaderValue::from(served));
+    let answered = flight.held.as_ref().map_or(began, |held| held.last);
+    let served = (answered - began).as_millis().min(u64::MAX as u128) as u64;
+    reply.fields.0.insert(SERVICE_TIME, number(served));
     if let (Some(cors), Some(origin)) = (&route.cors, &origin) {
         cors.allow(origin.as_bytes(), &mut reply.fields);
     }
@@ -154,7 +161,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     for cookie in affinity.iter().flat_map(|a| &a.set_cookie) {
         reply.fields.append("set-cookie", cookie.as_bytes());
     }
-    flight.answer(reply, Some(held))
+    flight.answer(reply)
 }
 
 /// Host, request id and scheme, as the apps of a mesh expect them.
@@ -204,9 +211,12 @@ fn request_id(a: u64, b: u64) -> HeaderValue {
 }
 
 /// Host without port, lower case; empty where the client named none.
-pub fn host_of(head: &Head) -> String {
-    let host = head.authority.as_ref().map_or("", |a| a.host());
-    host.trim_end_matches('.').to_ascii_lowercase()
+pub fn host_of(authority: Option<&Authority>) -> Cow<'_, str> {
+    let host = authority.map_or("", Authority::host).trim_end_matches('.');
+    match host.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(host.to_ascii_lowercase()),
+        false => Cow::Borrowed(host),
+    }
 }
 
 pub fn view<'a>(conn: &'a Conn, head: &'a Head, host: &'a str) -> RequestView<'a> {
@@ -283,7 +293,7 @@ fn rewrite(route: &RoutePlan, head: &mut Head, original: &http::uri::PathAndQuer
     Ok(())
 }
 
-fn abort(mut flight: Flight, with: AbortWith) -> Served {
+fn abort(mut flight: Box<Flight>, with: AbortWith) -> Served {
     flight.record.flags.reason = Some(Reason::FaultAbort);
     let mut reply = super::reject::reply(Reason::FaultAbort, false, flight.asker);
     match with {
@@ -297,10 +307,10 @@ fn abort(mut flight: Flight, with: AbortWith) -> Served {
         }
         AbortWith::Grpc(_) => reply.status = StatusCode::OK,
     }
-    flight.answer(reply, None)
+    flight.answer(reply)
 }
 
-fn redirected(flight: Flight, redirect: &redirect::Config, route: &RoutePlan, head: &Head, host: &str) -> Served {
+fn redirected(flight: Box<Flight>, redirect: &redirect::Config, route: &RoutePlan, head: &Head, host: &str) -> Served {
     let asked = redirect::Request {
         scheme: "http",
         host,
@@ -314,11 +324,11 @@ fn redirected(flight: Flight, redirect: &redirect::Config, route: &RoutePlan, he
     };
     let mut reply = Reply::new(StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::FOUND));
     reply.fields.set("location", location.as_bytes());
-    flight.answer(reply, None)
+    flight.answer(reply)
 }
 
 fn answered(
-    flight: Flight,
+    flight: Box<Flight>,
     direct: &direct::Config,
     conn: &Conn,
     head: &Head,
@@ -332,5 +342,5 @@ fn answered(
     let mut vars = vars(conn, &flight, head.authority.as_ref().map_or("", |a| a.as_str()), original);
     vars.request = Some(&head.fields);
     direct.headers(&mut reply.fields, &vars);
-    flight.answer(reply, None)
+    flight.answer(reply)
 }

@@ -1,8 +1,9 @@
 //! From policy's `Reason` to an answer of the proxy's own.
 
 use super::exchange::{Body, FieldMap, Reply};
+use super::fields::Fields;
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weft_policy::reason::Reason;
 
@@ -22,7 +23,7 @@ pub struct Asker {
 
 pub fn reply(reason: Reason, retried: bool, asker: Asker) -> Reply {
     let body = reason.body(retried);
-    let mut fields = HeaderMap::with_capacity(6);
+    let mut fields = Fields::with_capacity(6);
     let mut status = StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut stream = Body::full(body);
     if asker.grpc {

@@ -140,16 +140,16 @@ fn counted_in_every_dialect() {
         let mut r = record();
         r.route = Some(route.clone());
         r.attempts.push(attempt(&e1, Some(200)));
-        recorder.finish(&r);
-        recorder.finish(&r);
+        recorder.finish(&r, Instant::now());
+        recorder.finish(&r, Instant::now());
         // Retried, and given up.
         r.attempts = [attempt(&e1, None), attempt(&e2, Some(503)), attempt(&e1, Some(503))].into_iter().collect();
         r.status = StatusCode::SERVICE_UNAVAILABLE;
         r.flags = Flags { retries_exhausted: true, ..Flags::default() };
-        recorder.finish(&r);
+        recorder.finish(&r, Instant::now());
         assert!(recorder.flush());
         r.note = Some("retry budget");
-        recorder.finish(&r);
+        recorder.finish(&r, Instant::now());
         assert!(recorder.flush());
     }
     let series = parse(&hub.render());
@@ -182,7 +182,7 @@ fn counted_in_every_dialect() {
     assert!(series.contains_key("weft_panics_total"));
 
     // Counts stand when a worker ends.
-    a.finish(&record());
+    a.finish(&record(), Instant::now());
     drop(a);
     let series = parse(&hub.render());
     assert_eq!(sum(&series, "weft_http_requests_total", &[]), 9.0);
@@ -192,13 +192,13 @@ fn counted_in_every_dialect() {
 fn names_on_and_off() {
     let hub = hub(Config::default());
     let recorder = Recorder::new(&hub);
-    recorder.finish(&record());
+    recorder.finish(&record(), Instant::now());
     recorder.flush();
     assert!(!hub.render().contains("istio_requests_total{"));
     hub.configure(all_names());
-    recorder.finish(&record());
+    recorder.finish(&record(), Instant::now());
     recorder.flush();
-    recorder.finish(&record());
+    recorder.finish(&record(), Instant::now());
     recorder.flush();
     let series = parse(&hub.render());
     assert_eq!(sum(&series, "weft_http_requests_total", &[]), 3.0);
@@ -255,7 +255,7 @@ fn a_million_hosts_are_one_series() {
             r.method = Method::from_bytes(format!("M{i}").as_bytes()).unwrap();
             r.peer = Arc::new(Peer { addr: ([10, 0, 0, 1], i as u16).into(), identity: None, workload: own().into() });
         }
-        recorder.finish(&r);
+        recorder.finish(&r, Instant::now());
     }
     recorder.flush();
     let series = parse(&hub.render());
@@ -274,7 +274,7 @@ fn bounded_with_an_overflow_series() {
         r.route = Some(route(&format!("r{i}")));
         r.backend = Some(BackendId { service: ServiceId::new("demo", &format!("s{i}")), ..backend() });
         r.attempts.push(attempt(&endpoint((i % 250) as u8), Some(200)));
-        recorder.finish(&r);
+        recorder.finish(&r, Instant::now());
         if i % 100 == 99 {
             recorder.flush();
         }
@@ -300,12 +300,12 @@ async fn a_scrape_is_fresh() {
             tokio::task::spawn_local(async move { kept.keep_flushed().await });
             tokio::task::yield_now().await;
             recorder.connection_opened(Role::Outbound);
-            recorder.finish(&record());
+            recorder.finish(&record(), Instant::now());
             let series = parse(std::str::from_utf8(&hub.metrics_text().await).unwrap());
             assert_eq!(sum(&series, "weft_http_requests_total", &[]), 1.0);
             assert_eq!(sum(&series, "weft_active_connections", &["role=\"outbound\""]), 1.0);
             // A second scrape at once is the same text.
-            recorder.finish(&record());
+            recorder.finish(&record(), Instant::now());
             let again = hub.metrics_text().await;
             assert_eq!(sum(&parse(std::str::from_utf8(&again).unwrap()), "weft_scrapes_total", &[]), 1.0);
             // A worker that does not answer only delays.
@@ -335,7 +335,7 @@ fn logged(format: LogFormat, records: &[Record]) -> String {
     let config = Config { access_log: format, ..Config::default() };
     let hub = Hub::logging_to(config, own(), None, Log::to(Box::new(sink.clone())));
     let recorder = Recorder::new(&hub);
-    records.iter().for_each(|r| recorder.finish(r));
+    records.iter().for_each(|r| recorder.finish(r, Instant::now()));
     assert!(hub.log.settle(Duration::from_secs(10)));
     let bytes = sink.0.lock().unwrap().clone();
     String::from_utf8(bytes).unwrap()
@@ -447,7 +447,7 @@ fn a_blocked_reader_costs_lines_not_requests() {
     let recorder = Recorder::new(&hub);
     const LINES: u64 = 20_000;
     for _ in 0..LINES {
-        recorder.finish(&record());
+        recorder.finish(&record(), Instant::now());
     }
     assert!(!hub.log.settle(Duration::from_millis(1)));
     let dropped = hub.log.dropped();
@@ -524,7 +524,7 @@ mod spans {
         let exporting = hub.clone();
         tokio::spawn(async move { exporting.export_spans().await });
         let r = sampled();
-        Recorder::new(&hub).finish(&r);
+        Recorder::new(&hub).finish(&r, Instant::now());
         let mut spans = Vec::new();
         while spans.len() < 3 {
             let (name, span) = tokio::time::timeout(Duration::from_secs(20), told.recv()).await.unwrap().unwrap();
@@ -551,7 +551,7 @@ mod spans {
         let r = sampled();
         // Nobody sends: the queue fills, and stays at its bound.
         for _ in 0..3000 {
-            recorder.finish(&r);
+            recorder.finish(&r, Instant::now());
         }
         assert_eq!(hub.spans.dropped(), 9000 - 2048);
         drop(listener);
@@ -563,9 +563,9 @@ mod spans {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         // Not sampled, or switched off: nothing is made at all.
-        recorder.finish(&record());
+        recorder.finish(&record(), Instant::now());
         hub.configure(Config::default());
-        recorder.finish(&r);
+        recorder.finish(&r, Instant::now());
         assert_eq!(hub.spans.dropped() + hub.spans.exported(), 9000);
     }
 }

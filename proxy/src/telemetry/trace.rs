@@ -5,6 +5,7 @@
 //! stands; only roots are drawn. `tracestate` travels untouched while its `traceparent` is good.
 
 use crate::http::exchange::FieldMap;
+use crate::http::fields::Fields;
 use http::{HeaderName, HeaderValue};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -131,7 +132,7 @@ impl Trace {
     }
 }
 
-fn put(map: &mut http::HeaderMap, name: HeaderName, value: &[u8]) {
+fn put(map: &mut Fields, name: HeaderName, value: &[u8]) {
     if let Ok(mut value) = HeaderValue::from_bytes(value) {
         // New for every request: HPACK's table is better kept for what comes again.
         value.set_sensitive(true);
@@ -140,8 +141,8 @@ fn put(map: &mut http::HeaderMap, name: HeaderName, value: &[u8]) {
 }
 
 /// The only value of a header; two are as bad as none.
-fn once<'m>(map: &'m http::HeaderMap, name: &HeaderName) -> Option<&'m HeaderValue> {
-    let mut all = map.get_all(name).iter();
+fn once<'m>(map: &'m Fields, name: &HeaderName) -> Option<&'m HeaderValue> {
+    let mut all = map.get_all(name);
     let first = all.next()?;
     all.next().is_none().then_some(first)
 }
@@ -192,7 +193,7 @@ fn parse_b3(text: &[u8]) -> (Option<Context>, Option<bool>) {
     (context, None)
 }
 
-fn read_b3_multi(map: &http::HeaderMap) -> (Option<Context>, Option<bool>) {
+fn read_b3_multi(map: &Fields) -> (Option<Context>, Option<bool>) {
     let debug = map.get(B3_FLAGS).is_some_and(|v| v == "1");
     let decision = if debug { Some(true) } else { once(map, &B3_SAMPLED).and_then(|v| b3_decision(v.as_bytes())) };
     match (map.contains_key(B3_TRACE), once(map, &B3_TRACE), once(map, &B3_SPAN)) {
@@ -245,7 +246,7 @@ mod tests {
     fn fields(list: &[(&'static str, &str)]) -> FieldMap {
         let mut fields = FieldMap::default();
         for (name, value) in list {
-            fields.0.append(*name, HeaderValue::from_str(value).unwrap());
+            fields.0.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         }
         fields
     }
@@ -317,7 +318,10 @@ mod tests {
             assert_ne!(trace.trace_id_hex(), T);
             let mut out = fields(&[("traceparent", bad), ("tracestate", "a=b")]);
             trace.inject(&mut out, [1; 8], true);
-            assert_eq!(out.0["traceparent"], format!("00-{}-0101010101010101-00", trace.trace_id_hex()).as_str());
+            assert_eq!(
+                *out.0.get("traceparent").unwrap(),
+                format!("00-{}-0101010101010101-00", trace.trace_id_hex()).as_str()
+            );
             assert!(!out.0.contains_key("tracestate"));
         }
         let twice = format!("00-{T}-{S}-01");
@@ -340,21 +344,21 @@ mod tests {
         assert_eq!(trace.state.as_ref().unwrap(), "a=b");
         let mut out = fields(headers);
         trace.inject(&mut out, [0xab; 8], true);
-        assert_eq!(out.0["traceparent"], format!("00-{T}-abababababababab-01").as_str());
-        assert_eq!(out.0["tracestate"], "a=b");
+        assert_eq!(*out.0.get("traceparent").unwrap(), format!("00-{T}-abababababababab-01").as_str());
+        assert_eq!(*out.0.get("tracestate").unwrap(), "a=b");
         let mut own = [0u8; 16];
         hex(&trace.span_id, &mut own);
         let own = String::from_utf8(own.to_vec()).unwrap();
-        assert_eq!(out.0["b3"], format!("{T}-abababababababab-1-{own}").as_str());
+        assert_eq!(*out.0.get("b3").unwrap(), format!("{T}-abababababababab-1-{own}").as_str());
 
         let headers: &[(&'static str, &str)] = &[("x-b3-traceid", T), ("x-b3-spanid", S), ("x-b3-flags", "1")];
         let mut out = fields(headers);
         start(headers, 0).inject(&mut out, [0xab; 8], true);
-        assert_eq!(out.0["x-b3-traceid"], T);
-        assert_eq!(out.0["x-b3-spanid"], "abababababababab");
-        assert_eq!(out.0["x-b3-sampled"], "1");
+        assert_eq!(*out.0.get("x-b3-traceid").unwrap(), T);
+        assert_eq!(*out.0.get("x-b3-spanid").unwrap(), "abababababababab");
+        assert_eq!(*out.0.get("x-b3-sampled").unwrap(), "1");
         assert!(!out.0.contains_key("x-b3-flags") && !out.0.contains_key("b3"));
-        assert_eq!(out.0["traceparent"], format!("00-{T}-abababababababab-01").as_str());
+        assert_eq!(*out.0.get("traceparent").unwrap(), format!("00-{T}-abababababababab-01").as_str());
 
         // Without B3 in the request there is none in what is sent.
         let mut out = fields(&[]);

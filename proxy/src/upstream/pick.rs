@@ -29,8 +29,8 @@ pub async fn pick(
     backend: &Arc<Backend>,
     hash: Option<u64>,
     tried: &[usize],
+    now: Instant,
 ) -> Result<Picked, Reason> {
-    let now = Instant::now();
     let set = backend.endpoints.load_full();
     match pick_now(worker, backend, &set, hash, tried, now) {
         Some(picked) => Ok(picked),
@@ -77,7 +77,7 @@ fn pick_now(
         };
         let index = set.picker.pick(&set.endpoints, &mut || worker.random(), hash, now, &usable, tried)?;
         let endpoint = set.endpoints.get(index)?.clone();
-        if let Some(pass) = backend.outlier.admit(&endpoint, now).or(look.panic.then_some(Pass::Normal)) {
+        if let Some(pass) = backend.outlier.admit(&look, &endpoint).or(look.panic.then_some(Pass::Normal)) {
             endpoint.load.begin(now, set.picker.ewma());
             return Some(Picked {
                 endpoint,
@@ -119,8 +119,9 @@ impl Picked {
 
 impl Drop for Picked {
     fn drop(&mut self) {
-        let now = Instant::now();
-        self.tell(Signal::Nothing, now);
-        self.endpoint.load.end(now, Sample::Nothing, self.set.picker.ewma());
+        if !self.told {
+            self.tell(Signal::Nothing, Instant::now());
+        }
+        self.endpoint.load.end();
     }
 }

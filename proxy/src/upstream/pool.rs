@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-use weft_policy::backend::Backend;
+use weft_policy::backend::{self, Backend};
 use weft_policy::breaker::{ConnectionPermit, PendingPermit};
 use weft_policy::endpoint::Endpoint;
 use weft_policy::listener::Limits;
@@ -111,13 +111,13 @@ impl Lease {
     }
 
     /// The exchange ended cleanly on both sides: another request may use the connection.
-    pub fn reuse(self) {
+    pub fn reuse(self, now: Instant) {
         let Kind::One { born, uses } = self.kind else { return };
         let spent = self.pool.backend.breaker.max_requests_per_connection().is_some_and(|max| uses >= max);
         if spent || self.sender.is_closed() || self.pool.endpoint.is_gone() {
             return;
         }
-        let idle = Idle { sender: self.sender.clone(), since: Instant::now(), born, uses };
+        let idle = Idle { sender: self.sender.clone(), since: now, born, uses };
         self.pool.give(idle);
     }
 }
@@ -138,9 +138,8 @@ impl Pool {
         }
     }
 
-    fn take_idle(&self) -> Option<Idle> {
+    fn take_idle(&self, config: &backend::Config) -> Option<Idle> {
         let mut idle = self.idle.borrow_mut();
-        let config = self.backend.config.load();
         while let Some(one) = idle.pop() {
             let aged = config.connect.max_age.is_some_and(|age| one.born.elapsed() > age);
             if !one.sender.is_closed() && !aged && !self.endpoint.is_gone() {
@@ -168,9 +167,14 @@ impl Pool {
 }
 
 impl Pools {
-    fn pool(&self, backend: &Arc<Backend>, endpoint: &Arc<Endpoint>, inside: Inside) -> Rc<Pool> {
+    fn pool(
+        &self,
+        backend: &Arc<Backend>,
+        config: &backend::Config,
+        endpoint: &Arc<Endpoint>,
+        inside: Inside,
+    ) -> Rc<Pool> {
         let key = Key { endpoint: Arc::as_ptr(endpoint) as usize, inside };
-        let config = backend.config.load();
         let mut pools = self.pools.borrow_mut();
         if let Some(pool) = pools.get(&key).filter(|pool| pool.tls == config.tls) {
             return pool.clone();
@@ -234,18 +238,19 @@ impl Pools {
 pub async fn lease(
     worker: &Rc<Worker>,
     backend: &Arc<Backend>,
+    config: &backend::Config,
     endpoint: &Arc<Endpoint>,
     inside: Inside,
     limits: &Limits,
 ) -> Result<Lease, Reason> {
-    let secured = security(worker, &backend.config.load(), endpoint)? != Security::Plain;
-    let pool = worker.pools.pool(backend, endpoint, inside);
+    let secured = security(worker, config, endpoint)? != Security::Plain;
+    let pool = worker.pools.pool(backend, config, endpoint, inside);
     if inside == Inside::Http2 {
         if let Some(shared) = pool.take_shared() {
             return Ok(share(&pool, shared, secured));
         }
     } else {
-        while let Some(idle) = pool.take_idle() {
+        while let Some(idle) = pool.take_idle(config) {
             if let Some(lease) = take_up(&pool, idle, secured).await {
                 return Ok(lease);
             }

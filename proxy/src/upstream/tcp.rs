@@ -27,7 +27,7 @@ pub async fn connect(worker: &Rc<Worker>, backend: &Arc<Backend>, source: Option
     let mut tried = smallvec::SmallVec::<[usize; 4]>::new();
     let mut last = Reason::NoHealthyUpstream;
     for _ in 0..TRIES {
-        let mut picked = pick(worker, backend, source, &tried).await?;
+        let mut picked = pick(worker, backend, source, &tried, Instant::now()).await?;
         if tried.contains(&picked.index) {
             break;
         }

@@ -71,7 +71,7 @@ fn ours(parts: &[&[u8]]) -> (Vec<Seen>, End) {
             version: asked.head.version,
             authority: asked.head.authority.map(|a| a.to_string()),
             path: asked.head.path.to_string(),
-            fields: asked.head.fields.0,
+            fields: asked.head.fields.0.into(),
             body,
             trailers,
         });

@@ -8,10 +8,11 @@
 //! One pass over the bytes: values stay where they were read to.
 
 use super::super::exchange::{FieldMap, Head};
+use super::super::fields::Fields;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 use std::cell::RefCell;
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -83,7 +84,7 @@ pub struct Asked {
 #[derive(Debug)]
 pub struct Answered {
     pub status: StatusCode,
-    pub fields: HeaderMap,
+    pub fields: Fields,
     pub framing: Framing,
     pub keep: bool,
 }
@@ -135,7 +136,7 @@ pub fn request(bytes: &Bytes, lines: usize, limits: &Limits) -> Result<Asked, Re
     let (authority, path) = read_target(bytes, &method, target)?;
 
     let mut seen = Seen::default();
-    let mut fields = HeaderMap::with_capacity(lines.min(limits.header_count as usize) + OURS);
+    let mut fields = Fields::with_capacity(lines.min(limits.header_count as usize) + OURS);
     let (mut count, mut hosts) = (0, 0);
     let (mut expects, mut trailers, mut upgrade) = (false, false, false);
     for line in rest {
@@ -158,7 +159,7 @@ pub fn request(bytes: &Bytes, lines: usize, limits: &Limits) -> Result<Asked, Re
             _ => seen.framing(name, text).map_err(|_| Reason::Malformed)?,
         }
         let (name, value) = field(bytes, name, text).map_err(|_| Reason::Malformed)?;
-        fields.try_append(name, value).map_err(|_| Reason::HeadersTooLarge)?;
+        fields.append(name, value);
     }
     // Exactly one coding, exactly `chunked`, only in HTTP/1.1, and never beside a length; one length, once.
     let chunked = match (seen.codings, seen.chunked) {
@@ -228,7 +229,7 @@ pub fn response(bytes: &Bytes, lines: usize, max: usize) -> Result<Answered, Mal
         _ => return Err(Malformed),
     };
     let mut seen = Seen::default();
-    let mut fields = HeaderMap::with_capacity(lines.min(max) + OURS);
+    let mut fields = Fields::with_capacity(lines.min(max) + OURS);
     let mut count = 0;
     for line in rest {
         let line = line?;
@@ -245,7 +246,7 @@ pub fn response(bytes: &Bytes, lines: usize, max: usize) -> Result<Answered, Mal
         // The same length said twice is said once.
         if lengths == 0 || seen.lengths == lengths {
             let (name, value) = field(bytes, name, text)?;
-            fields.try_append(name, value).map_err(|_| Malformed)?;
+            fields.append(name, value);
         }
     }
     let framing = match (seen.codings, seen.chunked, seen.length) {
@@ -382,7 +383,7 @@ pub fn write_request(out: &mut Vec<u8>, head: &Head, framing: Framing) {
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
     write_field(out, b"host", authority.as_bytes());
-    for (name, value) in &head.fields.0 {
+    for (name, value) in head.fields.0.iter() {
         if name != HOST && name != CONTENT_LENGTH && name != TRANSFER_ENCODING {
             write_field(out, name.as_str().as_bytes(), value.as_bytes());
         }
@@ -410,7 +411,7 @@ pub fn write_response(
     out: &mut Vec<u8>,
     version: Version,
     status: StatusCode,
-    fields: &HeaderMap,
+    fields: &Fields,
     length: Option<u64>,
     chunked: bool,
     stay: Stay,
@@ -426,7 +427,7 @@ pub fn write_response(
         }
     }
     let mut dated = false;
-    for (name, value) in fields {
+    for (name, value) in fields.iter() {
         if name == CONTENT_LENGTH || name == TRANSFER_ENCODING || (name == CONNECTION && stay != Stay::Leave) {
             continue;
         }
@@ -484,7 +485,7 @@ fn write_decimal(out: &mut Vec<u8>, mut n: u64) {
 }
 
 /// A length that the fields announce, if it is one.
-pub fn announced(fields: &HeaderMap) -> Option<u64> {
+pub fn announced(fields: &Fields) -> Option<u64> {
     fields.get(CONTENT_LENGTH).and_then(|value| read_length(value.as_bytes()))
 }
 
