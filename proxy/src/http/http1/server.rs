@@ -148,14 +148,6 @@ struct Asking {
     trailers: bool,
 }
 
-/// How the wait for a head ends.
-enum Next {
-    Request(Box<Request>, Asking),
-    Refuse(Reason),
-    /// The client wants no more, or may not have more.
-    Over,
-}
-
 /// How a connection ends.
 enum End {
     /// All that was to be said was said.
@@ -212,12 +204,11 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
     };
     let end = loop {
         let (request, asking) = match poll_fn(|cx| connection.poll_next(cx)).await {
-            Next::Request(request, asking) => (request, asking),
-            Next::Refuse(reason) => break End::Refused(reason),
-            Next::Over => break End::Over,
+            Ok(next) => next,
+            Err(end) => break end,
         };
         let served = {
-            let mut serving = pin!(service.clone().serve(*request));
+            let mut serving = pin!(service.clone().serve(request));
             poll_fn(|cx| match serving.as_mut().poll(cx) {
                 Poll::Ready(served) => Poll::Ready(Some(served)),
                 Poll::Pending => connection.poll_absent(cx).map(|()| None),
@@ -258,8 +249,8 @@ pub async fn serve_http1<S: Serve + 'static>(io: MeshStream, limits: &Limits, wo
 }
 
 impl Connection<'_> {
-    /// Reads the next head.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+    /// Reads the next head; `Over` where the client wants no more, or may not have more.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Request, Asking), End>> {
         let phase = self.ticket.poll(cx);
         // Who has much to ask at once does not keep others waiting.
         if self.rounds >= ROUNDS {
@@ -270,23 +261,23 @@ impl Connection<'_> {
         loop {
             if let Some(next) = self.take_head() {
                 self.rounds += 1;
-                return Poll::Ready(next);
+                return Poll::Ready(next.map_err(End::Refused));
             }
             let mut link = self.link.borrow_mut();
             let fresh = link.ahead.is_empty();
             match link.poll_fill(cx) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Over),
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::Over)),
                 // A head's time runs from its first byte, not from the last.
                 Poll::Ready(Ok(_)) if fresh => self.timer.due = None,
                 Poll::Ready(Ok(_)) => {}
                 // Read first, so that a request whose bytes are here already is still served.
-                Poll::Pending if fresh && phase >= Phase::Ending => return Poll::Ready(Next::Over),
+                Poll::Pending if fresh && phase >= Phase::Ending => return Poll::Ready(Err(End::Over)),
                 Poll::Pending => {
                     self.rounds = 0;
                     let limit = if fresh { self.limits.idle } else { self.limits.header_timeout };
                     return self.timer.poll(cx, limit).map(|()| match fresh {
-                        true => Next::Over,
-                        false => Next::Refuse(Reason::ClientTimeout),
+                        true => Err(End::Over),
+                        false => Err(End::Refused(Reason::ClientTimeout)),
                     });
                 }
             }
@@ -294,7 +285,7 @@ impl Connection<'_> {
     }
 
     /// The head that lies ready, if there is one.
-    fn take_head(&mut self) -> Option<Next> {
+    fn take_head(&mut self) -> Option<Result<(Request, Asking), Reason>> {
         let mut link = self.link.borrow_mut();
         // Empty lines before a request line are allowed.
         while link.ahead.bytes.starts_with(b"\r\n") {
@@ -325,7 +316,7 @@ impl Connection<'_> {
         };
         let Asked { head, framing, keep, expects, leaving, trailers } = match asked {
             Ok(asked) => asked,
-            Err(reason) => return Some(Next::Refuse(reason)),
+            Err(reason) => return Some(Err(reason)),
         };
         self.spoke = true;
         self.timer.due = None;
@@ -346,7 +337,7 @@ impl Connection<'_> {
             Framing::None => Body::empty(),
             _ => Body::wire(Wire::Upload(Upload { link: self.link.clone(), turn })),
         };
-        Some(Next::Request(Box::new(Request { head, body }), asking))
+        Some(Ok((Request { head, body }, asking)))
     }
 
     /// Ready when nobody is there any more to be answered.
@@ -358,12 +349,18 @@ impl Connection<'_> {
         const PATIENCE: Duration = Duration::from_secs(15);
         {
             let link = &mut *self.link.borrow_mut();
-            // Whoever waits for the body hears it, and what was read already says that there was somebody.
-            if link.reader.is_some() {
+            // Another task that waits for the body hears it; one waker is all a socket remembers.
+            if link.reader.as_ref().is_some_and(|reader| !reader.will_wake(cx.waker())) {
                 return Poll::Pending;
             }
-            if !link.ended && link.ahead.is_empty() && ready!(link.poll_fill(cx)).is_err() {
-                return Poll::Ready(());
+            // What was read already says that there was somebody.
+            if !link.ended && link.ahead.is_empty() {
+                if ready!(link.poll_fill(cx)).is_err() {
+                    return Poll::Ready(());
+                }
+                if let Some(reader) = link.reader.take() {
+                    reader.wake();
+                }
             }
             if !link.ended {
                 return Poll::Pending;
