@@ -3,9 +3,9 @@
 
 use super::Ahead;
 use super::body::{Decoder, Piece};
-use super::head::{self, Search};
+use super::head::{self, Framing, Search};
 use bytes::Bytes;
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use http_body_util::{BodyExt, Empty};
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -159,6 +159,95 @@ const TOKENS: [&str; 28] = [
     "0\r\n\r\n",
     "HTTP/1.1",
 ];
+
+const ANSWERS: [&str; 8] = [
+    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nServer: x\r\n\r\nhello",
+    "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\nTrailer: x\r\n\r\n3;e=1\r\nabc\r\n0\r\nx: y\r\n\r\n",
+    "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.0 200 OK\r\nX-A: 1\r\nX-A: 2\r\n\r\nuntil the end",
+    "HTTP/1.1 204 No Content\r\nDate: now\r\n\r\n",
+    "HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+];
+
+type Answer = (StatusCode, HeaderMap, Vec<u8>, HeaderMap);
+
+/// The answer to a GET, if these bytes are one and it is whole.
+fn our_answer(bytes: &[u8]) -> Option<Answer> {
+    let mut ahead = Ahead::default();
+    ahead.bytes.extend_from_slice(bytes);
+    loop {
+        while ahead.bytes.starts_with(b"\r\n") {
+            ahead.skip(2);
+        }
+        let mut search = Search::default();
+        let end = search.find(&ahead.bytes)?;
+        let answered = head::response(&ahead.take(end), search.lines(), 100).ok()?;
+        if answered.status.is_informational() {
+            continue;
+        }
+        let empty = matches!(answered.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let framing = if empty { Framing::None } else { answered.framing };
+        let mut decoder = Decoder::new(framing, false, 1000);
+        let (mut body, mut trailers) = (Vec::new(), HeaderMap::new());
+        while !decoder.is_done() {
+            match decoder.decode(&mut ahead).ok()? {
+                Piece::Data(data) => body.extend_from_slice(&data),
+                Piece::Trailers(fields) => trailers = fields,
+                Piece::End => {}
+                Piece::More => decoder.end().ok()?,
+            }
+        }
+        let mut fields = HeaderMap::from(answered.fields);
+        fields.remove(http::header::CONTENT_LENGTH);
+        return Some((answered.status, fields, body, trailers));
+    }
+}
+
+async fn their_answer(bytes: &[u8]) -> Option<Answer> {
+    let (near, mut far) = tokio::io::duplex(1 << 20);
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(near)).await.unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::get("/").header("host", "a").body(Empty::<Bytes>::new()).unwrap();
+    let sent = sender.send_request(request);
+    let answering = async {
+        // Before it has asked, an answer would be one to nothing.
+        let mut asked = [0; 64];
+        let _ = tokio::io::AsyncReadExt::read(&mut far, &mut asked).await;
+        far.write_all(bytes).await.unwrap();
+        far.shutdown().await.unwrap();
+    };
+    let (response, ()) = tokio::join!(sent, answering);
+    let (mut head, body) = response.ok()?.into_parts();
+    let body = body.collect().await.ok()?;
+    head.headers.remove(http::header::CONTENT_LENGTH);
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    Some((head.status, head.headers, body.to_bytes().to_vec(), trailers))
+}
+
+#[tokio::test]
+async fn answers_that_are_believed_here_are_the_same_there() {
+    let mut rng = Rng::new(9110);
+    for bytes in ANSWERS {
+        let ours = our_answer(bytes.as_bytes());
+        assert!(ours.is_some(), "{bytes:?}");
+        assert_eq!(ours, their_answer(bytes.as_bytes()).await, "{bytes:?}");
+    }
+    let mut believed = 0;
+    for _ in 0..10_000 {
+        let mut bytes = ANSWERS[rng.below(ANSWERS.len() as u64) as usize].as_bytes().to_vec();
+        mutate(&mut rng, &mut bytes);
+        if let Some(ours) = our_answer(&bytes) {
+            let theirs = their_answer(&bytes).await;
+            assert_eq!(Some(ours), theirs, "{:?}", String::from_utf8_lossy(&bytes));
+            believed += 1;
+        }
+    }
+    println!("{believed} answers believed");
+    assert!(believed > 1000, "{believed}");
+}
 
 fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
     for _ in 0..=rng.below(3) {

@@ -223,7 +223,7 @@ pub fn response(bytes: &Bytes, lines: usize, max: usize) -> Result<Answered, Mal
         _ => return Err(Malformed),
     };
     let status = match *line {
-        [a, b, c] | [a, b, c, b' ', ..] if !line.contains(&b'\r') => {
+        [a, b, c] | [a, b, c, b' ', ..] if !line.iter().any(is_control) => {
             StatusCode::from_bytes(&[a, b, c]).map_err(|_| Malformed)?
         }
         _ => return Err(Malformed),
@@ -363,6 +363,10 @@ fn trim(mut value: &[u8]) -> &[u8] {
         value = rest;
     }
     value
+}
+
+fn is_control(b: &u8) -> bool {
+    (*b < b' ' && *b != b'\t') || *b == 0x7f
 }
 
 fn is_token(b: u8) -> bool {
