@@ -1,7 +1,4 @@
-//! The first driver under the request path: hyper at connection level, and the only file that knows it.
-//!
-//! Server side: one future per connection; HTTP/1 requests are polled inline by it, HTTP/2 streams by local tasks.
-//! Client side: a sender per connection and one local task that drives it.
+//! HTTP/2's server side on hyper, at connection level: streams run as local tasks.
 
 use super::exchange::{Body, FieldMap, Head, Reply, Request, Serve, Served, Wire};
 use super::sender::Sender;
