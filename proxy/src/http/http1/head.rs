@@ -314,7 +314,8 @@ fn names(list: &[u8], word: &[u8]) -> bool {
 
 /// A field line's name and the value's text.
 pub fn split(line: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
-    let colon = memchr::memchr(b':', line).ok_or(Malformed)?;
+    // Names are too short for a vector search to be worth its beginning.
+    let colon = line.iter().position(|b| *b == b':').ok_or(Malformed)?;
     Ok((&line[..colon], trim(&line[colon + 1..])))
 }
 
