@@ -86,7 +86,7 @@ impl Reply {
     }
 }
 
-pub use super::hyper_driver::Wire;
+pub use super::wire::Wire;
 
 /// What the driver serves.
 pub trait Serve {

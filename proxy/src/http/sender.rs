@@ -1,8 +1,8 @@
 //! One upstream connection's sending side, whatever it speaks.
 
 use super::exchange::{Reply, Request};
+use super::http1::client::Http1;
 use super::http2::Client;
-use super::hyper_driver::Http1;
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
@@ -34,7 +34,7 @@ impl Sender {
     /// Whether a request may be tried on it at all.
     pub fn is_closed(&self) -> bool {
         match self {
-            Sender::Http1(one) => one.borrow().is_closed(),
+            Sender::Http1(one) => one.borrow_mut().is_closed(),
             Sender::Http2(client) => client.is_closed(),
         }
     }
@@ -51,10 +51,10 @@ impl Sender {
         }
     }
 
-    /// Waits until the codec takes a request: an idle HTTP/1 connection may still be finishing its last.
+    /// Waits until the codec takes a request.
     pub async fn ready(&mut self) -> bool {
         match self {
-            Sender::Http1(one) => Http1::ready(one).await,
+            Sender::Http1(one) => one.borrow().is_ready(),
             Sender::Http2(client) => !client.is_closed(),
         }
     }
@@ -64,7 +64,7 @@ impl Sender {
     /// The request is handed over at once, so the future that waits for the answer is small.
     pub fn send(&mut self, request: Request, leaving: bool) -> impl Future<Output = Result<Reply, SendFailed>> + use<> {
         let sent = match self {
-            Sender::Http1(one) => Sending::One(one.borrow_mut().send(request, leaving)),
+            Sender::Http1(one) => Sending::One(Http1::send(one, request, leaving)),
             Sender::Http2(client) => Sending::Two(client.send(request)),
         };
         async move {

@@ -2,8 +2,7 @@
 
 use super::exchange::Request;
 use super::exchange::{Serve, Served};
-use super::hyper_driver;
-use super::{http2, inbound, outbound};
+use super::{http1, http2, inbound, outbound};
 use crate::worker::{Conn, Worker};
 use std::future::Future;
 use std::pin::Pin;
@@ -72,7 +71,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut io: MeshStream, kind:
     let trusted = conn.mesh;
     let app = App { worker: worker.clone(), conn };
     match kind {
-        HttpKind::Http1 | HttpKind::Either => hyper_driver::serve_http1(io, &limits, &worker, app).await,
+        HttpKind::Http1 | HttpKind::Either => http1::server::serve_http1(io, &limits, &worker, app).await,
         HttpKind::Http2 => http2::serve_http2(io, &limits, &worker, app, trusted).await,
     }
 }

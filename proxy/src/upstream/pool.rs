@@ -6,7 +6,7 @@
 
 use super::dial::{Configs, Inside, Security, dial, security};
 use crate::http::sender::Sender;
-use crate::http::{http2, hyper_driver};
+use crate::http::{http1, http2};
 use crate::worker::Worker;
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
@@ -306,7 +306,7 @@ async fn make(
         };
         let io = dial(worker, &backend.config.load_full(), &pool.endpoint, inside).await?;
         let closed = count_open(&pool, permit);
-        let mut sender = hyper_driver::connect_http1(io, limits, closed).await?;
+        let mut sender = http1::client::connect(io, limits, closed);
         if !sender.ready().await {
             return Err(Reason::ConnectFailed);
         }

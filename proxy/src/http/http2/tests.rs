@@ -437,3 +437,25 @@ fn small_pieces_cost_little() {
     assert!(stream.data.len() <= 6, "{}", stream.data.len());
     assert_eq!(stream.data.iter().map(|chunk| chunk.len()).sum::<usize>(), 20_000);
 }
+
+#[test]
+fn a_body_is_as_long_as_announced_also_in_the_middle_of_a_frame() {
+    let mut engine = engine(Role::Server);
+    let mut feed = Feed::default();
+    feed.give(&mut engine, &hello()).unwrap();
+    // POST, with a literal content-length of 10 (name 28 of the static table).
+    let head = [&[0x83, 0x86, 0x84, 0x01, 1, b'a', 0x0f, 0x0d, 2][..], b"10"].concat();
+    let arrived = feed.give(&mut engine, &frame(kind::HEADERS, flag::END_HEADERS, 1, &head)).unwrap();
+    let conn = std::rc::Rc::new(std::cell::RefCell::new(engine));
+    let mut body = super::body::Http2Body::new(conn.clone(), arrived[0].key, arrived[0].id);
+    let data = frame(kind::DATA, flag::END_STREAM, 1, b"0123456789");
+    assert_eq!(body.size_hint().exact(), Some(10));
+    for (at, byte) in data.iter().enumerate() {
+        feed.give(&mut conn.borrow_mut(), &[*byte]).unwrap();
+        assert_eq!(body.size_hint().exact(), Some(10), "after {at} bytes");
+    }
+    let mut cx = Context::from_waker(Waker::noop());
+    let std::task::Poll::Ready(Some(Ok(read))) = body.poll_frame(&mut cx) else { panic!("data is there") };
+    let read = read.into_data().unwrap().len() as u64;
+    assert_eq!(body.size_hint().exact(), Some(10 - read));
+}

@@ -167,7 +167,6 @@ impl Engine {
             self.stream_fault(key, code)?;
             return Ok(data);
         }
-        stream.length = stream.length.map(|length| length - left as u64);
         if around > 0
             && let Some(back) = stream.recv.take(around).filter(|_| !data.ends)
         {
@@ -178,11 +177,11 @@ impl Engine {
     }
 
     fn deliver(&mut self, data: Data, chunk: &[u8]) {
-        if let Some((key, id)) = data.stream
-            && let Some(stream) = self.streams.held(key, id)
-            && stream.reader
-            && !stream.closed
-        {
+        let held = data.stream.and_then(|(key, id)| self.streams.held(key, id));
+        let Some(stream) = held else { return self.taken(chunk.len()) };
+        // As it arrives, not as its frame begins: whoever asks for the body's length in between must be told all of it.
+        stream.length = stream.length.map(|length| length.saturating_sub(chunk.len() as u64));
+        if stream.reader && !stream.closed {
             stream.push(chunk);
             stream.wake_reader();
         } else {
