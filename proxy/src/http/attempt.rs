@@ -75,11 +75,11 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
         let Some(mut this_head) = head.take() else { return Err(fail(Reason::Internal, retried)) };
         this_head.fields.0.insert(ATTEMPT_COUNT, number(u64::from(retried) + 1));
         let avoid: &[usize] = if plan.retry.avoid_previous_hosts { &tried } else { &[] };
-        let mut attempt = OneAttempt { head: None, picked: None, span: span_of(worker) };
+        let mut attempt = OneAttempt { started, retried, head: None, picked: None, span: span_of(worker) };
         let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);
         let sent = {
             let quiet = plan.idle.map(|idle| Box::pin(quiet(idle, started, replay.as_ref())));
-            let trying = pin!(once(plan, flight, this_head, replay.as_ref(), avoid, started, retried, &mut attempt));
+            let trying = pin!(once(plan, flight, this_head, replay.as_ref(), avoid, &mut attempt));
             limit.run(trying, quiet).await
         };
         drop(retrying.take());
@@ -193,8 +193,11 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
     }
 }
 
-/// What an attempt leaves behind, whether it was finished or cut off.
+/// An attempt, and what it leaves behind, whether it was finished or cut off.
 struct OneAttempt {
+    started: Instant,
+    /// How many came before it.
+    retried: u32,
     /// The head, where another attempt could need it.
     head: Option<Head>,
     picked: Option<Picked>,
@@ -208,33 +211,31 @@ async fn once(
     mut head: Head,
     replay: Option<&Replayable>,
     avoid: &[usize],
-    started: Instant,
-    retried: u32,
-    left: &mut OneAttempt,
+    this: &mut OneAttempt,
 ) -> Result<(Reply, Lease), SendFailed> {
     let unprocessed = |reason| SendFailed::new(reason, true);
-    let picked = match pick(plan.worker, &plan.backend, plan.hash, avoid, started).await {
+    let picked = match pick(plan.worker, &plan.backend, plan.hash, avoid, this.started).await {
         Ok(picked) => picked,
         Err(reason) => return Err(unprocessed(reason)),
     };
     let endpoint = picked.endpoint.clone();
-    left.picked = Some(picked);
+    this.picked = Some(picked);
     // One look at the backend's settings per attempt.
     let config = plan.backend.config.load_full();
     let mesh = is_mesh(&config, &endpoint);
     let inside = inside(&config, plan, flight, mesh);
     // Until it is sent, the head is there for the next attempt; behind a copy where even then it may be needed again.
-    left.head = Some(head);
+    this.head = Some(head);
     let leased = lease(plan.worker, &plan.backend, &config, &endpoint, inside, &plan.conn.listener.limits).await;
     let mut lease = leased.map_err(unprocessed)?;
-    let Some(kept) = left.head.take() else { return Err(unprocessed(Reason::Internal)) };
+    let Some(kept) = this.head.take() else { return Err(unprocessed(Reason::Internal)) };
     head = kept;
     // What was never sent comes back by itself; HTTP/2 may refuse what was.
     let again = lease.is_shared() || plan.retry.on.follows_sending();
-    if again && retried < plan.retry.attempts {
-        left.head = Some(head.clone());
+    if again && this.retried < plan.retry.attempts {
+        this.head = Some(head.clone());
     }
-    flight.record.trace.inject(&mut head.fields, left.span, plan.worker.shared.b3());
+    flight.record.trace.inject(&mut head.fields, this.span, plan.worker.shared.b3());
     // A sidecar is told; no other server would know the word.
     if mesh && plan.http2 {
         head.fields.0.insert(SPOKEN, HeaderValue::from_static("1"));
