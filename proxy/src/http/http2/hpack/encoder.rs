@@ -95,13 +95,29 @@ pub struct Encoder {
     /// The table was resized: to how little, before it became what it is now.
     resized: Option<usize>,
     names: FxHashMap<u64, Known>,
+    /// What stood in each place of the last block: most messages are like the one before.
+    guesses: Vec<Guess>,
+    /// Fields of this block so far.
+    at: usize,
 }
+
+/// Only where to look first: what it says is compared.
+#[derive(Debug, Clone, Copy)]
+struct Guess {
+    fixed: u8,
+    number: u64,
+    /// The name's values are never looked for.
+    varies: bool,
+}
+
+/// Fields of a block that are guessed.
+const GUESSES: usize = 48;
 
 impl Default for Encoder {
     fn default() -> Self {
         let (entries, numbers) = (VecDeque::new(), FxHashMap::default());
         let table = Table { entries, gone: 0, size: 0, max: TABLE, numbers };
-        Self { table, resized: None, names: FxHashMap::default() }
+        Self { table, resized: None, names: FxHashMap::default(), guesses: Vec::new(), at: 0 }
     }
 }
 
@@ -136,6 +152,27 @@ fn hash_of(seed: u64, bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// The index of what the static table has whole.
+fn fixed(name: Pseudo, value: &[u8]) -> Option<u8> {
+    Some(match (name, value) {
+        (Pseudo::Method, b"GET") => 2,
+        (Pseudo::Method, b"POST") => 3,
+        (Pseudo::Path, b"/") => 4,
+        (Pseudo::Path, b"/index.html") => 5,
+        (Pseudo::Scheme, b"http") => 6,
+        (Pseudo::Scheme, b"https") => 7,
+        (Pseudo::Status, b"200") => 8,
+        (Pseudo::Status, b"204") => 9,
+        (Pseudo::Status, b"206") => 10,
+        (Pseudo::Status, b"304") => 11,
+        (Pseudo::Status, b"400") => 12,
+        (Pseudo::Status, b"404") => 13,
+        (Pseudo::Status, b"500") => 14,
+        _ => return None,
+    })
+}
+
+#[inline]
 fn integer(out: &mut Vec<u8>, first: u8, bits: u32, value: usize) {
     let mask = (1usize << bits) - 1;
     if value < mask {
@@ -175,6 +212,7 @@ impl Encoder {
 
     /// Before a block's first field.
     pub fn begin(&mut self, out: &mut Vec<u8>) {
+        self.at = 0;
         if let Some(least) = self.resized.take() {
             if least < self.table.max {
                 integer(out, 0x20, 5, least);
@@ -184,12 +222,10 @@ impl Encoder {
     }
 
     pub fn pseudo(&mut self, name: Pseudo, value: &[u8], out: &mut Vec<u8>) {
-        for (i, (fixed, text)) in PSEUDO.iter().enumerate() {
-            if *fixed == name && text.as_bytes() == value {
-                return integer(out, INDEXED.0, INDEXED.1, i + 1);
-            }
+        match fixed(name, value) {
+            Some(index) => out.push(0x80 | index),
+            None => self.encode(Key::Pseudo(name), value, false, out),
         }
-        self.encode(Key::Pseudo(name), value, false, out);
     }
 
     pub fn field(&mut self, name: &HeaderName, value: &HeaderValue, out: &mut Vec<u8>) {
@@ -197,6 +233,24 @@ impl Encoder {
     }
 
     fn encode(&mut self, key: Key<'_>, value: &[u8], sensitive: bool, out: &mut Vec<u8>) {
+        let at = self.at;
+        self.at += 1;
+        if !sensitive
+            && let Some(guess) = self.guesses.get(at)
+            && self.table.repeat(*guess, key, value, out)
+        {
+            return;
+        }
+        let guess = self.search(key, value, sensitive, out);
+        if at < GUESSES {
+            let nothing = Guess { fixed: 0, number: 0, varies: false };
+            self.guesses.resize(self.guesses.len().max(at + 1), nothing);
+            self.guesses[at] = guess;
+        }
+    }
+
+    /// Says where it was found, or put.
+    fn search(&mut self, key: Key<'_>, value: &[u8], sensitive: bool, out: &mut Vec<u8>) -> Guess {
         let name_hash = hash_of(0, key.text().as_bytes());
         if self.names.len() >= NAMES && !self.names.contains_key(&name_hash) {
             self.names.clear();
@@ -209,12 +263,14 @@ impl Encoder {
         let varies = !sensitive && known.varies();
         let hash = if sensitive || varies { 0 } else { hash_of(name_hash, value) };
         if !sensitive && !varies {
-            if let Some(index) = table.field_index(key, value, hash) {
+            if let Some(number) = table.find(key, value, hash) {
                 known.churn = known.churn.saturating_sub(1);
-                return integer(out, INDEXED.0, INDEXED.1, index);
+                integer(out, INDEXED.0, INDEXED.1, table.index_of(number));
+                return Guess { fixed: known.fixed, number, varies: false };
             }
-            if known.fixed as usize == GZIP_INDEX && value == GZIP.as_bytes() {
-                return integer(out, INDEXED.0, INDEXED.1, GZIP_INDEX);
+            if usize::from(known.fixed) == GZIP_INDEX && value == GZIP.as_bytes() {
+                integer(out, INDEXED.0, INDEXED.1, GZIP_INDEX);
+                return Guess { fixed: known.fixed, number: 0, varies: false };
             }
         }
         let index = table.name_index(key, usize::from(known.fixed), known.latest);
@@ -235,6 +291,7 @@ impl Encoder {
             known.latest = table.insert(key, value, hash, size);
             known.churn = known.churn.saturating_add(2);
         }
+        Guess { fixed: known.fixed, number: known.latest, varies: known.churn == ALWAYS }
     }
 }
 
@@ -279,10 +336,30 @@ impl Table {
         }
     }
 
-    fn field_index(&self, key: Key<'_>, value: &[u8], hash: u64) -> Option<usize> {
+    fn find(&self, key: Key<'_>, value: &[u8], hash: u64) -> Option<u64> {
         let number = *self.numbers.get(&hash)?;
-        let entry = self.entry(number)?;
-        (entry.value == value && entry.name.is(key)).then(|| self.index_of(number))
+        self.holds(number, key, value).then_some(number)
+    }
+
+    fn holds(&self, number: u64, key: Key<'_>, value: &[u8]) -> bool {
+        self.entry(number).is_some_and(|entry| entry.value == value && entry.name.is(key))
+    }
+
+    /// Writes the field if it is what stood in this place before.
+    fn repeat(&self, guess: Guess, key: Key<'_>, value: &[u8], out: &mut Vec<u8>) -> bool {
+        if !guess.varies {
+            let same = self.holds(guess.number, key, value);
+            if same {
+                integer(out, INDEXED.0, INDEXED.1, self.index_of(guess.number));
+            }
+            return same;
+        }
+        let index = self.name_index(key, usize::from(guess.fixed), guess.number);
+        if index != 0 {
+            integer(out, PLAIN.0, PLAIN.1, index);
+            text(out, value);
+        }
+        index != 0
     }
 
     /// The new entry's number.

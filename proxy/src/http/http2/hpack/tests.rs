@@ -282,3 +282,13 @@ fn noise() {
         assert!(decoder.size() <= TABLE);
     }
 }
+
+/// The encoder knows the whole entries of the static table by heart.
+#[test]
+fn whole_entries_are_the_tables() {
+    for (i, (name, value)) in table::PSEUDO.iter().enumerate().skip(1) {
+        let mut block = Vec::new();
+        Encoder::default().pseudo(*name, value.as_bytes(), &mut block);
+        assert_eq!(block, [0x80 | (i as u8 + 1)]);
+    }
+}
