@@ -168,7 +168,6 @@ pub struct Config {
     pub limits: Limits,
     /// Trusted proxies in front of this one, for `x-forwarded-for`.
     pub trusted_hops: u32,
-    pub workers_share: bool,
 }
 
 impl Role {
@@ -297,7 +296,6 @@ impl Config {
                 unknown,
                 limits,
                 trusted_hops,
-                workers_share: false,
             };
             config.check(f);
             Some(config)

@@ -73,7 +73,7 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
         snapshot: config.snapshot.clone(),
         config: config.current.clone(),
         identity: config.identity.clone(),
-        workload: first.workload.clone(),
+        introduction: crate::introduction::encode(&first.workload),
         telemetry: Hub::new(first.telemetry.clone(), first.workload.clone(), id),
         phase: following_phase,
         ready: false.into(),

@@ -6,6 +6,7 @@ pub mod app;
 pub mod config;
 pub mod ending;
 pub mod http;
+pub mod introduction;
 pub mod process;
 pub mod settings;
 pub mod sys;

@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use weft_policy::id::BackendId;
-use weft_policy::meta::Workload;
 use weft_policy::{listener, mirror, retry};
 use weft_tls::Flusher;
 
@@ -37,7 +36,8 @@ pub struct Shared {
     pub config: watch::Receiver<Arc<ProxyConfig>>,
     /// Certificate, key and trust bundle; `None` where the file names no identity.
     pub identity: Option<weft_tls::Live>,
-    pub workload: Workload,
+    /// What we say of ourselves to other sidecars.
+    pub introduction: Arc<[u8]>,
     pub telemetry: Arc<crate::telemetry::Hub>,
     /// Only ever goes on to the next.
     pub phase: watch::Receiver<Phase>,

@@ -53,6 +53,43 @@ fn strict_refuses_plaintext() {
     assert_eq!((app.connections(), app.requests()), (0, 0));
 }
 
+/// What a verified peer says of itself is hostile input too: bounded, well-formed, in time, or the connection ends.
+#[test]
+fn introductions_are_checked() {
+    let certs = Certs::new();
+    let app = Backend::start(echo());
+    let addr = free_addr();
+    let limits = "mtls: strict, limits: {handshakeTimeout: 700ms}";
+    let proxy = inbound(identity(&certs.app), addr, app.addr(), limits).start();
+    let config = weft_testkit::tls::client(Some(&certs.ca.workload("demo", "client")), &["weft/http1"]);
+    let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let cases: [(&str, &[u8]); 5] = [
+        ("longer than any", &[0xff, 0xff]),
+        ("of no text", &[0, 6, 1, 0xff, 0, 0, 0, 0]),
+        ("that breaks off inside", &[0, 6, 200, 0, 0, 0, 0, 0]),
+        ("left out", b""),
+        ("never finished", &[0, 6, 0]),
+    ];
+    for (n, (kind, introduction)) in cases.iter().enumerate() {
+        let mut client = Stream::connect_tls(addr, &config, "app").expect("handshake");
+        // "GE" would be a length that is never reached.
+        let rest: &[u8] = if introduction.len() == 3 { b"" } else { request };
+        client.write_all(&[introduction, rest].concat()).expect("write");
+        let (answer, _) = client.read_all();
+        assert!(answer.is_empty(), "{kind}: {answer:?}");
+        let labels = [("side", "server"), ("reason", "closed")];
+        proxy.wait_metric("weft_tls_handshake_failed_total", &labels, n as f64 + 1.0, SOON);
+    }
+    assert_eq!(app.requests(), 0);
+    // And from the next one, one that says its name.
+    let mut client = Stream::connect_tls(addr, &config, "app").expect("handshake");
+    client.write_all(&[&[0, 9, 3][..], b"web", &[0, 0, 0, 0, 0], request].concat()).expect("write");
+    let mut head = [0; 12];
+    client.read_exact(&mut head).expect("an answer");
+    assert_eq!(&head, b"HTTP/1.1 200");
+    proxy.wait_metric("weft_http_requests_total", &[("source_workload", "web")], 1.0, SOON);
+}
+
 /// PERMISSIVE takes both, DISABLE hands TLS to the app untouched, and ports may differ from their listener's mode.
 #[test]
 fn permissive_disable_and_ports() {

@@ -504,6 +504,44 @@ fn large_bodies() {
     }
 }
 
+/// Many small answers at once, of every length around frames' and records' ends, each compared byte by byte: what is
+/// wrong once in a hundred thousand answers is wrong.
+#[test]
+fn bodies_are_exact_under_load() {
+    const CLIENTS: usize = 48;
+    const REQUESTS: usize = 1500;
+    let text: Bytes = (0..40_000u32).map(|n| b'a' + ((n ^ n >> 7 ^ n >> 13) % 26) as u8).collect::<Vec<_>>().into();
+    let length = |n: usize| if n.is_multiple_of(64) { 16_000 + n * 7 % 20_000 } else { n * 31 % 1500 };
+    let of = text.clone();
+    let app = Backend::start(Arc::new(move |seen| {
+        let n = seen.path()[1..].parse().unwrap_or(0);
+        Action::Reply(Reply { chunked: n % 3 == 0, ..Reply::text(200, of.slice(n % 1000..n % 1000 + length(n))) })
+    }));
+    let front = pair(app.addr(), Setup::default());
+    let checked = std::thread::scope(|scope| {
+        let (text, front) = (&text, &front);
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|c| {
+                scope.spawn(move || {
+                    let mut client = http1(front.addr);
+                    for i in 0..REQUESTS {
+                        let n = c * 7919 + i;
+                        let got = client.get(&format!("/{n}"));
+                        let wants = &text[n % 1000..n % 1000 + length(n)];
+                        assert_eq!((got.status, got.body.len()), (200, wants.len()), "client {c}, request {i}");
+                        assert!(got.body == wants, "client {c}, request {i}: other bytes");
+                    }
+                    REQUESTS
+                })
+            })
+            .collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum::<usize>()
+    });
+    assert_eq!(checked, CLIENTS * REQUESTS);
+    // Nothing was hidden by a second try.
+    assert_eq!(app.requests(), checked as u64);
+}
+
 #[test]
 fn a_thousand_in_one_go() {
     let app = Backend::start(echo());

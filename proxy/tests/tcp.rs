@@ -69,7 +69,8 @@ fn bytes_go_both_ways() {
             }
         }
         if front.name == "pair" {
-            let labels = [("source_identity", "spiffe://cluster.local/ns/demo/sa/web"), ("tls", "mutual_tls")];
+            let identity = ("source_identity", "spiffe://cluster.local/ns/demo/sa/web");
+            let labels = [identity, ("source_workload", "web"), ("tls", "mutual_tls")];
             assert_eq!(
                 front.far().metric("weft_tcp_connections_opened_total", &labels),
                 1.0,

@@ -438,6 +438,13 @@ fn prometheus_reads_it_and_promtool_has_nothing_to_say() {
     client.write_all(b"hello").unwrap();
     client.read_exact(&mut [0; 5]).unwrap();
     drop(client);
+    // The server's side knows the client by its own word, within what the certificate proves.
+    for (name, labels) in [
+        ("weft_http_requests_total", [("source_workload", "web"), ("source_namespace", "demo")]),
+        ("istio_requests_total", [("source_workload", "web"), ("source_app", "web")]),
+    ] {
+        assert!(front.far().metric(name, &labels) > 0.0, "{name}: {}", front.far().metrics());
+    }
     let all: Vec<&Proxy> = front.proxies.iter().chain(&tcp.proxies).collect();
     // Something for the rare families: plaintext where STRICT reigns.
     let inside = std::fs::read_to_string(front.far().config_path()).unwrap();

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use weft_policy::listener::{Config, Protocol};
+use weft_policy::meta::Workload;
 use weft_policy::mtls::Mode;
 use weft_policy::reason::Reason;
 use weft_tls::{Hello, MeshStream};
@@ -34,9 +35,16 @@ struct Known {
 /// What a connection turned out to be.
 struct Found {
     stream: MeshStream,
+    client: Client,
+    speaks: Speaks,
+}
+
+/// Who the client is, besides what its certificate proves.
+#[derive(Default)]
+struct Client {
     mesh: bool,
     server_name: Option<String>,
-    speaks: Speaks,
+    workload: Option<Workload>,
 }
 
 enum Speaks {
@@ -64,16 +72,16 @@ pub async fn run(worker: Rc<Worker>, door: Rc<Door>, tcp: TcpStream, peer: Socke
         protocol @ (Protocol::Http1 | Protocol::Http2) if !mesh => {
             let stream = MeshStream::plain(tcp, Vec::new(), &known.worker.flusher);
             let kind = if protocol == Protocol::Http1 { HttpKind::Http1 } else { HttpKind::Http2 };
-            Some(Found { stream, mesh: false, server_name: None, speaks: Speaks::Http(kind) })
+            Some(Found { stream, client: Client::default(), speaks: Speaks::Http(kind) })
         }
         // In boxes of their own: a connection that lasts holds neither the room that finding out took nor that of what it is not.
         declared => Box::pin(known.sniff(Incoming::tcp(tcp), declared, mesh)).await,
     };
     drop(listener);
-    let Some(Found { stream, mesh, server_name, speaks }) = found else { return };
+    let Some(Found { stream, client, speaks }) = found else { return };
     match speaks {
-        Speaks::Http(kind) => known.http(stream, kind, mesh, server_name).await,
-        Speaks::Opaque(upstream) => Box::pin(known.relay(stream, upstream, mesh, server_name)).await,
+        Speaks::Http(kind) => known.http(stream, kind, client).await,
+        Speaks::Opaque(upstream) => Box::pin(known.relay(stream, upstream, client)).await,
     }
 }
 
@@ -116,16 +124,17 @@ impl Known {
         listener.protocol
     }
 
-    fn conn(&self, mesh: bool, server_name: Option<String>, identity: Option<Arc<weft_tls::PeerIdentity>>) -> Rc<Conn> {
-        let peer = Arc::new(Peer { addr: self.peer, identity, workload: None });
+    fn conn(&self, client: Client, identity: Option<Arc<weft_tls::PeerIdentity>>) -> Rc<Conn> {
+        let Client { mesh, server_name, workload } = client;
+        let peer = Arc::new(Peer { addr: self.peer, identity, workload });
         let (listener, destination) = (self.door.config(), self.destination);
         let conn = Rc::new(Conn { listener, peer, destination, mesh, server_name, xfcc: OnceCell::new() });
         self.ticket.admit(conn.clone());
         conn
     }
 
-    async fn http(&self, stream: MeshStream, kind: HttpKind, mesh: bool, server_name: Option<String>) {
-        let conn = self.conn(mesh, server_name, stream.peer().cloned());
+    async fn http(&self, stream: MeshStream, kind: HttpKind, client: Client) {
+        let conn = self.conn(client, stream.peer().cloned());
         self.ticket.limit_stall(stream.taking(), conn.listener.limits.body_idle);
         Box::pin(server::serve(self.worker.clone(), conn, stream, kind)).await;
     }
@@ -156,7 +165,9 @@ impl Known {
             incoming.reset_on_close();
             return None;
         }
-        let found = |stream, server_name, speaks| Some(Found { stream, mesh: false, server_name, speaks });
+        let found = |stream, server_name, speaks| {
+            Some(Found { stream, client: Client { server_name, ..Client::default() }, speaks })
+        };
         let flusher = &self.worker.flusher;
         match verdict {
             Verdict::Http1 | Verdict::Http2 => {
@@ -169,8 +180,8 @@ impl Known {
                 drop(ahead);
                 let socket = incoming.into_tcp()?;
                 let limit = listener.limits.handshake_timeout;
-                let stream = self.door.tls.accept(&self.worker, socket, &listener.clients, limit).await?;
-                self.inside(stream, declared, hello.sni).await
+                let (stream, workload) = self.door.tls.accept(&self.worker, socket, &listener.clients, limit).await?;
+                self.inside(stream, declared, Client { mesh: true, server_name: hello.sni, workload }).await
             }
             Verdict::Tls(hello) => {
                 learn(Spoke::Opaque);
@@ -202,7 +213,7 @@ impl Known {
     }
 
     /// What came out of mesh TLS: ALPN says what it is, else the declaration, else its bytes.
-    async fn inside(&self, stream: MeshStream, declared: Protocol, sni: Option<String>) -> Option<Found> {
+    async fn inside(&self, stream: MeshStream, declared: Protocol, client: Client) -> Option<Found> {
         let listener = self.door.config();
         let inside = if listener.role.is_tcp() { Inside::Opaque } else { Inside::of(stream.alpn()) };
         let speaks = match (inside, declared) {
@@ -211,12 +222,12 @@ impl Known {
             (Inside::Opaque, _) | (Inside::Unknown, Protocol::Opaque | Protocol::Tls) => {
                 Speaks::Opaque(self.dial(None).await)
             }
-            (Inside::Unknown, _) => return Box::pin(self.sniff_inside(stream, declared, sni)).await,
+            (Inside::Unknown, _) => return Box::pin(self.sniff_inside(stream, declared, client)).await,
         };
-        Some(Found { stream, mesh: true, server_name: sni, speaks })
+        Some(Found { stream, client, speaks })
     }
 
-    async fn sniff_inside(&self, stream: MeshStream, declared: Protocol, sni: Option<String>) -> Option<Found> {
+    async fn sniff_inside(&self, stream: MeshStream, declared: Protocol, client: Client) -> Option<Found> {
         let listener = self.door.config();
         let place = Place {
             declared,
@@ -240,7 +251,7 @@ impl Known {
             self.worker.learned.put(self.destination, Spoke::Http);
         }
         let stream = incoming.into_stream(&self.worker.flusher);
-        Some(Found { stream, mesh: true, server_name: sni, speaks })
+        Some(Found { stream, client, speaks })
     }
 
     /// A future that dials where this connection's bytes go, when and if it is polled.
@@ -253,17 +264,11 @@ impl Known {
         }
     }
 
-    async fn relay(
-        &self,
-        client: MeshStream,
-        upstream: Result<Connected, Reason>,
-        mesh: bool,
-        server_name: Option<String>,
-    ) {
-        let conn = self.conn(mesh, server_name, client.peer().cloned());
+    async fn relay(&self, stream: MeshStream, upstream: Result<Connected, Reason>, client: Client) {
+        let conn = self.conn(client, stream.peer().cloned());
         if upstream.is_err() {
             counters::rejected(Rejected::NoUpstream);
         }
-        stream::relay(&self.worker, &conn, client, upstream, &self.ticket).await;
+        stream::relay(&self.worker, &conn, stream, upstream, &self.ticket).await;
     }
 }

@@ -1,6 +1,7 @@
 //! The server's end of mesh mTLS: which hellos are meant for us, and the handshake under the listener's expectation.
 
 use super::counters::{self, Rejected};
+use crate::introduction;
 use crate::worker::Worker;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -8,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use weft_policy::listener::Clients;
-use weft_tls::{Expect, Hello, Live, MeshServer, MeshStream, PeerIdentity, Reason, TlsError};
+use weft_policy::meta::Workload;
+use weft_tls::{Expect, HandshakeError, Hello, Live, MeshServer, MeshStream, PeerIdentity, Reason, TlsError};
 
 /// What is inside, between sidecars of ours; the first of these that a client offers is taken.
 pub mod alpn {
@@ -75,14 +77,15 @@ impl Terminator {
         Ok(server)
     }
 
-    /// Does the handshake; a refusal is counted and logged here, and the peer gets its alert.
+    /// Does the handshake and hears the client's introduction; a refusal is counted and logged here, and the peer gets its
+    /// alert.
     pub async fn accept(
         &self,
         worker: &Worker,
         (tcp, prefix): (TcpStream, Vec<u8>),
         clients: &Clients,
         limit: Duration,
-    ) -> Option<MeshStream> {
+    ) -> Option<(MeshStream, Option<Workload>)> {
         let Some(identity) = &worker.shared.identity else {
             counters::rejected(Rejected::NoIdentity);
             return None;
@@ -96,8 +99,25 @@ impl Terminator {
             }
         };
         let peer = tcp.peer_addr().ok();
-        match tokio::time::timeout(limit, MeshStream::accept(tcp, prefix, Arc::clone(&config), &worker.flusher)).await {
-            Ok(Ok(stream)) => Some(stream),
+        let meeting = async {
+            let mut stream = MeshStream::accept(tcp, prefix, Arc::clone(&config), &worker.flusher).await?;
+            let workload = match introduction::is_due(&stream) {
+                true => Some(introduction::take(&mut stream).await),
+                false => None,
+            };
+            Ok::<_, HandshakeError>((stream, workload))
+        };
+        match tokio::time::timeout(limit, meeting).await {
+            Ok(Ok((stream, workload))) => match workload.transpose() {
+                Ok(workload) => Some((stream, workload)),
+                Err(error) => {
+                    // A client that looked at our certificate and left says so here.
+                    let reason = HandshakeError::reason_of(&error).unwrap_or(Reason::Closed);
+                    counters::handshake_failed(reason);
+                    tracing::info!(?peer, %reason, %error, "no introduction after the handshake");
+                    None
+                }
+            },
             Ok(Err(error)) => {
                 counters::handshake_failed(error.reason());
                 tracing::info!(?peer, reason = %error.reason(), %error, "mesh handshake failed");

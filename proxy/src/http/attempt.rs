@@ -75,7 +75,8 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
         let Some(mut this_head) = head.take() else { return Err(fail(Reason::Internal, retried)) };
         this_head.fields.0.insert(ATTEMPT_COUNT, number(u64::from(retried) + 1));
         let avoid: &[usize] = if plan.retry.avoid_previous_hosts { &tried } else { &[] };
-        let mut attempt = OneAttempt { started, retried, head: None, picked: None, span: span_of(worker) };
+        let mut attempt =
+            OneAttempt { started, retried, head: None, picked: None, secured: false, span: span_of(worker) };
         let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);
         let sent = {
             let quiet = plan.idle.map(|idle| Box::pin(quiet(idle, started, replay.as_ref())));
@@ -83,6 +84,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
             limit.run(trying, quiet).await
         };
         drop(retrying.take());
+        let secured = attempt.secured;
         head = attempt.head;
         let mut picked = attempt.picked;
         if let Some(picked) = &picked {
@@ -105,7 +107,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
             Err(reason @ (Reason::RequestTimeout | Reason::StreamIdle)) => {
                 if let Some(picked) = &mut picked {
                     picked.tell(Signal::Timeout, ended);
-                    note_attempt(flight, picked, attempt.span, started, ended, None, true);
+                    note_attempt(flight, picked, attempt.span, started, ended, None, secured);
                 }
                 return Err(fail(*reason, retried));
             }
@@ -132,7 +134,6 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
                 (Ok(Ok(_)), Outcome::Response { status, .. }) => http::StatusCode::from_u16(status).ok(),
                 _ => None,
             };
-            let secured = !matches!(&sent, Ok(Ok((_, lease))) if !lease.secured);
             note_attempt(flight, picked, attempt.span, started, ended, status, secured);
         }
         let wants = match plan.leaving && reason.is_none() {
@@ -201,6 +202,8 @@ struct OneAttempt {
     /// The head, where another attempt could need it.
     head: Option<Head>,
     picked: Option<Picked>,
+    /// It went, or would have gone, in TLS.
+    secured: bool,
     /// Its client span: what the next hop names as its parent, and what is reported.
     span: [u8; 8],
 }
@@ -224,6 +227,7 @@ async fn once(
     let config = plan.backend.config.load_full();
     let mesh = is_mesh(&config, &endpoint);
     let inside = inside(&config, plan, flight, mesh);
+    this.secured = mesh || matches!(config.tls, UpstreamTls::Originate(_));
     // Until it is sent, the head is there for the next attempt; behind a copy where even then it may be needed again.
     this.head = Some(head);
     let leased = lease(plan.worker, &plan.backend, &config, &endpoint, inside, &plan.conn.listener.limits).await;

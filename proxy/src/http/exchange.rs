@@ -1,5 +1,5 @@
-//! The border under the request path: a head, a body stream, a reply. No codec's type crosses it, so the driver under it
-//! (hyper and h2 today) can be replaced without touching a policy.
+//! The border under the request path: a head, a body stream, a reply. No codec's type crosses it, so what is under it
+//! (`http1`, `http2`) can change without touching a policy.
 //!
 //! `http` and `http-body` are vocabulary, not a codec.
 

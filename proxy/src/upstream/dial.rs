@@ -1,5 +1,6 @@
 //! A new connection to an endpoint, secured as its backend says.
 
+use crate::introduction;
 use crate::worker::Worker;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
@@ -125,11 +126,16 @@ async fn secure(
             return Err(Reason::TlsFailed);
         }
     };
-    MeshStream::connect(tcp, name, client, &worker.flusher).await.map_err(|error| {
+    let connected = MeshStream::connect(tcp, name, client, &worker.flusher).await;
+    let mut stream = connected.map_err(|error| {
         handshake_failed(error.reason());
         tracing::debug!(endpoint = %endpoint.id, %error, "handshake failed");
         Reason::TlsFailed
-    })
+    })?;
+    if security == Security::Mesh && introduction::is_due(&stream) {
+        introduction::give(&mut stream, &worker.shared.introduction).await.map_err(|_| Reason::UpstreamClosed)?;
+    }
+    Ok(stream)
 }
 
 pub fn handshake_failed(reason: weft_tls::Reason) {

@@ -4,7 +4,7 @@
 //! peer's streams are used up. Who needs a new connection asks the backend's breaker; who may not have one waits, within the
 //! breaker's pending cap, for whichever comes first: a connection given back here or a permit given back anywhere.
 
-use super::dial::{Configs, Inside, Security, dial, security};
+use super::dial::{Configs, Inside, dial, security};
 use crate::http::sender::Sender;
 use crate::http::{http1, http2};
 use crate::worker::Worker;
@@ -80,7 +80,6 @@ enum Handed {
 /// A connection to send one request on. Dropped, it closes what it alone used; `reuse` gives it back.
 pub struct Lease {
     pub sender: Sender,
-    pub secured: bool,
     kind: Kind,
     pool: Rc<Pool>,
 }
@@ -243,37 +242,32 @@ pub async fn lease(
     inside: Inside,
     limits: &Limits,
 ) -> Result<Lease, Reason> {
-    let secured = security(worker, config, endpoint)? != Security::Plain;
+    // Refused before a connection is looked for: one made under other settings must not serve.
+    security(worker, config, endpoint)?;
     let pool = worker.pools.pool(backend, config, endpoint, inside);
     if inside == Inside::Http2 {
         if let Some(shared) = pool.take_shared() {
-            return Ok(share(&pool, shared, secured));
+            return Ok(share(&pool, shared));
         }
     } else {
         while let Some(idle) = pool.take_idle(config) {
-            if let Some(lease) = take_up(&pool, idle, secured).await {
+            if let Some(lease) = take_up(&pool, idle).await {
                 return Ok(lease);
             }
         }
     }
     // Whoever finds a connection does not carry along the room that making one takes.
-    Box::pin(make(worker, pool, secured, inside, limits)).await
+    Box::pin(make(worker, pool, inside, limits)).await
 }
 
 /// Makes a connection, or waits for one, as the breaker allows.
-async fn make(
-    worker: &Rc<Worker>,
-    pool: Rc<Pool>,
-    secured: bool,
-    inside: Inside,
-    limits: &Limits,
-) -> Result<Lease, Reason> {
+async fn make(worker: &Rc<Worker>, pool: Rc<Pool>, inside: Inside, limits: &Limits) -> Result<Lease, Reason> {
     let backend = &pool.backend;
     // Bounded: each turn either ends or waits for another to have failed.
     for _ in 0..8 {
         if inside == Inside::Http2 {
             if let Some(shared) = pool.take_shared() {
-                return Ok(share(&pool, shared, secured));
+                return Ok(share(&pool, shared));
             }
             if pool.dialling.get() {
                 match wait_for_dial(&pool, backend).await? {
@@ -291,14 +285,14 @@ async fn make(
                 },
             };
             let shared = dial_shared(worker, &pool, permit, limits).await?;
-            return Ok(share(&pool, shared, secured));
+            return Ok(share(&pool, shared));
         }
         let permit = match ConnectionPermit::take(backend) {
             Some(permit) => permit,
             None => match wait(&pool, backend, worker).await? {
                 Waited::Permit(permit) => permit,
                 Waited::Handed(Handed::Again(_)) => continue,
-                Waited::Handed(Handed::One(idle)) => match take_up(&pool, idle, secured).await {
+                Waited::Handed(Handed::One(idle)) => match take_up(&pool, idle).await {
                     Some(lease) => return Ok(lease),
                     None => continue,
                 },
@@ -311,19 +305,19 @@ async fn make(
             return Err(Reason::ConnectFailed);
         }
         let kind = Kind::One { born: Instant::now(), uses: 1 };
-        return Ok(Lease { sender, secured, kind, pool: pool.clone() });
+        return Ok(Lease { sender, kind, pool: pool.clone() });
     }
     Err(Reason::UpstreamClosed)
 }
 
 /// A kept HTTP/1 connection, once it has finished its last exchange; `None` if it ended instead.
-async fn take_up(pool: &Rc<Pool>, idle: Idle, secured: bool) -> Option<Lease> {
+async fn take_up(pool: &Rc<Pool>, idle: Idle) -> Option<Lease> {
     let mut sender = idle.sender;
     let kind = Kind::One { born: idle.born, uses: idle.uses + 1 };
-    sender.ready().await.then(|| Lease { sender, secured, kind, pool: pool.clone() })
+    sender.ready().await.then(|| Lease { sender, kind, pool: pool.clone() })
 }
 
-fn share(pool: &Rc<Pool>, shared: Rc<Shared>, secured: bool) -> Lease {
+fn share(pool: &Rc<Pool>, shared: Rc<Shared>) -> Lease {
     shared.in_flight.set(shared.in_flight.get() + 1);
     let uses = shared.uses.get() + 1;
     shared.uses.set(uses);
@@ -332,7 +326,7 @@ fn share(pool: &Rc<Pool>, shared: Rc<Shared>, secured: bool) -> Lease {
         pool.shared.borrow_mut().retain(|s| !Rc::ptr_eq(s, &shared));
     }
     let sender = shared.sender.borrow().clone();
-    Lease { sender, secured, kind: Kind::Shared(shared), pool: pool.clone() }
+    Lease { sender, kind: Kind::Shared(shared), pool: pool.clone() }
 }
 
 /// Runs when a connection has ended: its permit goes back.
