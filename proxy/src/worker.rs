@@ -188,6 +188,7 @@ impl Worker {
         self.implied.tick(now);
         self.live.end_stalled(now);
         self.live.each_record(|record| self.recorder.tcp_progress(record));
+        crate::sys::malloc::empty_cache();
         let snapshot = self.shared.snapshot.load();
         let mirrors = &mut *self.mirrors.borrow_mut();
         // The policies of backends that are gone; bounded by what configuration has ever named at once.

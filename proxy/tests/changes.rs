@@ -2,7 +2,7 @@
 //!
 //! Each row runs mixed load (GET and POST over HTTP/1.1, gRPC unary and streams) from an open loop through a pair of
 //! sidecars while something changes. Failed is what `rulings.md` calls failed, and the client's count must equal the access
-//! logs' and the app's. A fifth of the full length; `WEFT_LONG=1` runs the whole 30 s.
+//! logs' and the app's. A fifth of the full length; `WEFT_FULL=1` runs the whole 30 s.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -25,7 +25,7 @@ use weft_testkit::wait::until;
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn length() -> Duration {
-    Duration::from_secs(if std::env::var_os("WEFT_LONG").is_some() { 30 } else { 6 })
+    Duration::from_secs(if std::env::var_os("WEFT_FULL").is_some() { 30 } else { 6 })
 }
 
 /// Requests per second; `WEFT_RATE` overrides.
