@@ -1,7 +1,7 @@
 //! A parsed document with positions, and the reader every `Config::read` uses.
 //!
 //! A policy reads its own fields with [`Fields`]: each problem is written to [`Diags`] and reading goes on, so one run
-//! reports all of them. The caller builds the tree (the proxy from YAML); nothing here knows the syntax.
+//! reports all of them. `yaml.rs` builds the tree; nothing here knows the syntax.
 
 use crate::diag::{Diags, Pos};
 use std::time::Duration;

@@ -42,3 +42,4 @@ pub mod timeout;
 #[cfg(test)]
 mod trial;
 pub mod view;
+pub mod yaml;

@@ -9,8 +9,9 @@ use std::process::Command;
 /// Direct edges between our crates, without those of tests.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-policy", &[]),
+    ("weft-proto", &[]),
     ("weft-tls", &["weft-policy"]),
-    ("weft-proxy", &["weft-policy", "weft-tls"]),
+    ("weft-proxy", &["weft-policy", "weft-tls", "weft-proto"]),
     ("weft-sample", &[]),
     ("weft-testkit", &[]),
 ];
@@ -19,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const RESERVED: &[(&str, &[&str])] = &[
     ("hyper", &["weft-proxy", "weft-testkit", "weft-sample"]),
     ("h2", &["weft-proxy", "weft-testkit"]),
-    ("tonic", &["weft-proxy", "weft-testkit"]),
+    ("tonic", &["weft-proto", "weft-proxy", "weft-testkit"]),
     ("rustls", &["weft-tls", "weft-proxy", "weft-testkit"]),
 ];
 

@@ -17,7 +17,6 @@ pub mod identity;
 pub mod snapshot;
 pub mod status;
 pub mod watch;
-pub mod yaml;
 
 use crate::settings::Settings;
 use apply::Applier;

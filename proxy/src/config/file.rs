@@ -1,6 +1,5 @@
 //! The configuration file: what it says, read with every error at once. `docs/config-file.md` is its reference.
 
-use super::yaml;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use weft_policy::doc::Cursor;
 use weft_policy::id::TrustDomain;
 use weft_policy::meta::Workload;
 use weft_policy::mtls::{Originate, UpstreamTls};
-use weft_policy::{backend, listener, service, telemetry};
+use weft_policy::{backend, listener, service, telemetry, yaml};
 
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ProxyConfig {

@@ -1,27 +1,43 @@
 //! YAML text to a tree with positions.
 //!
 //! Built from the parser's events, so that every bound holds while the text is read: size, depth, and the number of nodes
-//! after aliases are expanded. The core schema of YAML 1.2, a little stricter: one document, keys are plain words and may not
+//! after aliases are expanded. The core schema of YAML 1.2, a little stricter: keys are plain words and may not
 //! repeat, no merge keys, no custom tags. A whole number is one only as people write it, so `0123` stays text.
 
+use crate::diag::{Diags, Pos};
+use crate::doc::{Node, Value};
 use rustc_hash::FxHashMap;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
-use weft_policy::diag::{Diags, Pos};
-use weft_policy::doc::{Node, Value};
 
 pub const MAX_BYTES: usize = 4 << 20;
 const MAX_DEPTH: usize = 64;
 const MAX_NODES: usize = 500_000;
 
-/// The document, or `None` with the reason in `diags`.
+/// The only document, or `None` with the reason in `diags`.
 pub fn parse(text: &str, diags: &mut Diags) -> Option<Node> {
+    let mut found = read(text, false, diags)?;
+    if found.is_empty() {
+        let at = Pos { line: 1, column: 1 };
+        diags.error(at, "", "the file is empty", Some("see docs/config-file.md".into()));
+    }
+    found.pop()
+}
+
+/// Every document that is not empty, or `None` with the reason in `diags`.
+pub fn documents(text: &str, diags: &mut Diags) -> Option<Vec<Node>> {
+    let mut found = read(text, true, diags)?;
+    found.retain(|node| node.value != Value::Null);
+    Some(found)
+}
+
+fn read(text: &str, several: bool, diags: &mut Diags) -> Option<Vec<Node>> {
     if text.len() > MAX_BYTES {
         let message = format!("the file has {} bytes", text.len());
         diags.error(Pos { line: 1, column: 1 }, "", message, Some(format!("at most {MAX_BYTES}")));
         return None;
     }
-    match build(text.strip_prefix('\u{feff}').unwrap_or(text)) {
-        Ok(node) => Some(node),
+    match build(text.strip_prefix('\u{feff}').unwrap_or(text), several) {
+        Ok(nodes) => Some(nodes),
         Err(wrong) => {
             diags.error(wrong.at, "", wrong.message, wrong.hint);
             None
@@ -65,14 +81,15 @@ struct Anchored {
 #[derive(Default)]
 struct Builder {
     open: Vec<Open>,
-    root: Option<Node>,
+    roots: Vec<Node>,
+    several: bool,
     anchors: FxHashMap<usize, Anchored>,
     nodes: usize,
     documents: usize,
 }
 
-fn build(text: &str) -> Result<Node, Wrong> {
-    let mut builder = Builder::default();
+fn build(text: &str, several: bool) -> Result<Vec<Node>, Wrong> {
+    let mut builder = Builder { several, ..Builder::default() };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| {
             let hint = if e.info().contains("tab") { "indent with spaces" } else { "" };
@@ -80,7 +97,7 @@ fn build(text: &str) -> Result<Node, Wrong> {
         })?;
         builder.event(event, pos(&span.start))?;
     }
-    builder.root.ok_or_else(|| Wrong::new(Pos { line: 1, column: 1 }, "the file is empty", "see docs/config-file.md"))
+    Ok(builder.roots)
 }
 
 fn pos(m: &Marker) -> Pos {
@@ -92,7 +109,9 @@ impl Builder {
         match event {
             Event::DocumentStart(_) => {
                 self.documents += 1;
-                if self.documents > 1 {
+                // Aliases do not reach into another document.
+                self.anchors.clear();
+                if self.documents > 1 && !self.several {
                     return Err(Wrong::new(at, "a second document", "one document in one file"));
                 }
             }
@@ -197,7 +216,7 @@ impl Builder {
 
     fn place(&mut self, node: Node, height: usize, size: usize) {
         let Some(open) = self.open.last_mut() else {
-            self.root.get_or_insert(node);
+            self.roots.push(node);
             return;
         };
         open.height = open.height.max(height);
@@ -329,6 +348,18 @@ mod tests {
     fn aliases_are_copies() {
         let doc = ok("a: &x {n: 1}\nb: *x\n");
         assert_eq!(at(&doc, "a").value, at(&doc, "b").value);
+    }
+
+    #[test]
+    fn several_documents() {
+        let mut diags = Diags::default();
+        let found = documents("# first\n---\na: 1\n---\n---\nb: [&x 1, *x]\n", &mut diags).unwrap();
+        assert_eq!(found.iter().map(|n| n.at.line).collect::<Vec<_>>(), [3, 6]);
+        assert_eq!(documents("", &mut diags), Some(Vec::new()));
+        assert!(diags.0.is_empty());
+        assert_eq!(documents("a: &x 1\n---\nb: *x\n", &mut diags), None);
+        assert_eq!(documents("a: 1\n---\nb: [\n", &mut diags), None);
+        assert_eq!(diags.0.len(), 2);
     }
 
     #[test]
