@@ -1,0 +1,58 @@
+//! What became of every field of every object, and the mistakes that were seen on the way.
+
+use crate::object::{Object, ObjectRef};
+use std::sync::Arc;
+use weft_policy::diag::{Pos, Severity};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Honoured,
+    /// In force, and not quite as its own mesh would do it: how.
+    Differently(String),
+    /// Without effect: why.
+    Ignored(String),
+    /// Another object says something else about the same, and wins.
+    WonBy(ObjectRef),
+}
+
+/// One field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub object: ObjectRef,
+    pub file: Arc<str>,
+    /// As in `spec.http[0].retries.attempts`.
+    pub field: String,
+    pub at: Pos,
+    pub verdict: Verdict,
+}
+
+/// A mistake, or what looks like one. `reference` is that of a known trap, such as `G5`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub severity: Severity,
+    pub reference: Option<&'static str>,
+    pub object: ObjectRef,
+    pub file: Arc<str>,
+    pub field: String,
+    pub at: Pos,
+    pub message: String,
+    /// What would be right.
+    pub hint: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    pub entries: Vec<Entry>,
+    pub findings: Vec<Finding>,
+}
+
+impl Ledger {
+    pub fn has_errors(&self) -> bool {
+        self.findings.iter().any(|f| f.severity == Severity::Error)
+    }
+
+    pub fn entry(&mut self, object: &Object, field: impl Into<String>, at: Pos, verdict: Verdict) {
+        let (object, file) = (object.reference(), object.file.clone());
+        self.entries.push(Entry { object, file, field: field.into(), at, verdict });
+    }
+}
