@@ -9,6 +9,7 @@
 
 pub mod builder;
 pub mod conflict;
+pub mod document;
 pub mod istio;
 pub mod kinds;
 pub mod kubernetes;
