@@ -257,7 +257,7 @@ impl Service {
                 }
             }
             // Somebody has routes here, and none of them is for these clients or this port: nothing matches.
-            if routes.is_empty() && !chosen.sets.is_empty() {
+            if routes.is_empty() && !chosen.sets.is_empty() && port.protocol != "tcp" {
                 routes.push(json!({"name": "none", "match": {"port": if *number == 1 { 2 } else { 1 }}}));
             }
             name_apart(&mut routes);

@@ -47,7 +47,9 @@ pub enum Policies {
 #[derive(Debug, Default)]
 pub struct Outcome {
     won: BTreeSet<Key>,
-    lost: BTreeMap<(Key, ServiceId, ObjectRef), Source>,
+    /// Those that are only less specific than others, as was meant.
+    meant: BTreeSet<Key>,
+    lost: BTreeMap<(Key, ServiceId), (Source, ObjectRef)>,
     wrong: BTreeMap<(Key, String), Source>,
 }
 
@@ -70,9 +72,16 @@ impl Outcome {
         self.won.insert(key(source));
     }
 
+    /// To a more specific one: nothing to be told, as long as it wins for somebody.
+    fn yields(&mut self, source: &Source, service: &ServiceId, to: &ObjectRef) {
+        self.meant.insert(key(source));
+        self.lose(source, service, to);
+    }
+
     fn lose(&mut self, source: &Source, service: &ServiceId, to: &ObjectRef) {
         if source.object != *to {
-            self.lost.insert((key(source), service.clone(), to.clone()), source.clone());
+            let lost = (source.clone(), to.clone());
+            self.lost.entry((key(source), service.clone())).or_insert(lost);
         }
     }
 }
@@ -97,6 +106,9 @@ pub fn routes<'s>(
     for set in &sets {
         match takes(set) {
             true => outcome.win(&set.from),
+            false if set.kind == first.kind && set.specific < first.specific => {
+                outcome.yields(&set.from, service, &first.from.object);
+            }
             false => outcome.lose(&set.from, service, &first.from.object),
         }
     }
@@ -133,7 +145,7 @@ pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Ou
     for set in sets {
         let top = *tops.entry(set.kind).or_insert(set);
         if top.specific != set.specific {
-            outcome.lose(&set.from, service, &top.from.object);
+            outcome.yields(&set.from, service, &top.from.object);
             continue;
         }
         let mut counts = set.policy.is_empty() && set.subsets.is_empty();
@@ -176,9 +188,10 @@ pub fn tell(outcome: &Outcome, ledger: &mut Ledger) {
         find(source, Severity::Error, format!("has no effect: {why}"), ledger);
         judge(source, &Verdict::Ignored(why.clone()), ledger);
     }
-    for ((key, service, winner), source) in &outcome.lost {
+    for ((key, service), (source, winner)) in &outcome.lost {
         match outcome.won.contains(key) {
             false => lost(source, winner, service, ledger),
+            true if outcome.meant.contains(key) => {}
             true => {
                 let message = format!("does not hold for all of {service}: {winner} wins");
                 find(source, Severity::Warning, message, ledger);

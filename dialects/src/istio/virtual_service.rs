@@ -70,11 +70,9 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
             let Some(service) = b.services.get(&id) else { continue };
             let ports: Vec<(u16, &str)> = service.ports.iter().map(|(n, p)| (*n, p.protocol)).collect();
             for (port, protocol) in ports {
-                let (rules, from) = match protocol {
-                    "tcp" | "tls" if !tls.is_empty() && tcp.is_empty() => (&tls, source("tls")),
-                    "tcp" | "tls" => (&tcp, source("tcp")),
-                    _ => (&http, source("http")),
-                };
+                let bytes = ["tcp", "tls"].contains(&protocol);
+                let rules: Vec<&Rule> = if bytes { tcp.iter().chain(&tls).collect() } else { http.iter().collect() };
+                let from = if bytes { source("tcp").or(source("tls")) } else { source("http") };
                 let Some(from) = from.filter(|_| !rules.is_empty()) else { continue };
                 let routes = rules.iter().flat_map(|r| routes(r, &id, port, b)).collect();
                 add(b, &id, port, routes, specific, from, &clients);
