@@ -25,6 +25,12 @@ pub struct Builder<'a> {
     pub pods: BTreeMap<PodId, crate::kubernetes::pod::Pod>,
     /// By the service they are of.
     pub slices: Vec<crate::kubernetes::endpoint_slice::Slice>,
+    /// Whose routes may send requests into other namespaces.
+    pub grants: Vec<crate::gateway::reference_grant::Grant>,
+    /// Matches that other objects name.
+    pub route_groups: Vec<crate::smi::http_route_group::HttpRouteGroup>,
+    /// Retries and timeouts that are said beside routes.
+    pub overlays: Vec<crate::overlay::Overlay>,
     /// What inbound listeners demand, of every scope.
     pub peer_authentications: Vec<crate::istio::peer_authentication::PeerAuthentication>,
 }
@@ -143,8 +149,20 @@ impl Service {
 impl<'a> Builder<'a> {
     pub fn new(objects: &'a Objects, options: &'a Options) -> Self {
         let (services, pods, slices, peer_authentications) = Default::default();
+        let (grants, route_groups, overlays) = Default::default();
         let addresses = crate::kubernetes::addresses(objects);
-        Self { objects, options, services, addresses, pods, slices, peer_authentications }
+        Self {
+            objects,
+            options,
+            services,
+            addresses,
+            pods,
+            slices,
+            grants,
+            route_groups,
+            overlays,
+            peer_authentications,
+        }
     }
 
     /// The Kubernetes Service that a host means to somebody of a namespace: `web`, `web.demo`, `web.demo.svc`,
@@ -171,9 +189,10 @@ impl<'a> Builder<'a> {
     pub fn finish(mut self, ledger: &mut Ledger) -> World {
         crate::kubernetes::endpoint_slice::fill(&mut self);
         let mut world = World::default();
-        let services = std::mem::take(&mut self.services);
+        let mut services = std::mem::take(&mut self.services);
         let known: BTreeSet<ServiceId> = services.keys().cloned().collect();
         let mut outcome = conflict::Outcome::default();
+        crate::overlay::apply(&mut services, std::mem::take(&mut self.overlays), &mut outcome, ledger);
         for (id, service) in &services {
             let variants = service.variants(id, &known, &mut outcome);
             let endpoints = service.ports.iter().map(|(port, p)| (*port, Value::Array(p.endpoints.clone()))).collect();
