@@ -10,12 +10,11 @@ use crate::ledger::Ledger;
 use crate::object::{ObjectRef, Objects};
 use crate::reader::Source;
 use crate::world::{self, Clients, PodId, World};
-use crate::{Options, document, variants};
+use crate::{Options, proof, variants};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_policy::id::ServiceId;
-use weft_policy::{backend, route};
 
 pub struct Builder<'a> {
     pub objects: &'a Objects,
@@ -28,6 +27,12 @@ pub struct Builder<'a> {
     pub workloads: Vec<crate::kubernetes::workload::Workload>,
     /// By the service they are of.
     pub slices: Vec<crate::kubernetes::endpoint_slice::Slice>,
+    /// Whose routes may send requests into other namespaces.
+    pub grants: Vec<crate::gateway::reference_grant::Grant>,
+    /// Matches that other objects name.
+    pub route_groups: Vec<crate::smi::http_route_group::HttpRouteGroup>,
+    /// Retries and timeouts that are said beside routes.
+    pub overlays: Vec<crate::overlay::Overlay>,
     /// What inbound listeners demand, of every scope.
     pub peer_authentications: Vec<crate::istio::peer_authentication::PeerAuthentication>,
 }
@@ -146,8 +151,21 @@ impl Service {
 impl<'a> Builder<'a> {
     pub fn new(objects: &'a Objects, options: &'a Options) -> Self {
         let (services, pods, workloads, slices, peer_authentications) = Default::default();
+        let (grants, route_groups, overlays) = Default::default();
         let addresses = crate::kubernetes::addresses(objects);
-        Self { objects, options, services, addresses, pods, workloads, slices, peer_authentications }
+        Self {
+            objects,
+            options,
+            services,
+            addresses,
+            pods,
+            workloads,
+            slices,
+            grants,
+            route_groups,
+            overlays,
+            peer_authentications,
+        }
     }
 
     /// The Kubernetes Service that a host means to somebody of a namespace: `web`, `web.demo`, `web.demo.svc`,
@@ -175,9 +193,10 @@ impl<'a> Builder<'a> {
         crate::kubernetes::endpoint_slice::fill(&mut self);
         let mut world = World::default();
         let mut outcome = conflict::Outcome::default();
-        self.services.values_mut().for_each(|s| s.refuse(&mut outcome));
-        let services = std::mem::take(&mut self.services);
+        let mut services = std::mem::take(&mut self.services);
+        services.values_mut().for_each(|s| s.refuse(&mut outcome));
         let known: BTreeSet<ServiceId> = services.keys().cloned().collect();
+        crate::overlay::apply(&mut services, std::mem::take(&mut self.overlays), &mut outcome, ledger);
         for (id, service) in &services {
             let variants = service.variants(id, &known, &mut outcome);
             let endpoints = service.ports.iter().map(|(port, p)| (*port, Value::Array(p.endpoints.clone()))).collect();
@@ -197,14 +216,14 @@ impl Service {
     /// Drops what proxies would refuse: an object as a whole, so that half of it is never in force.
     fn refuse(&mut self, outcome: &mut conflict::Outcome) {
         self.routes.retain(|set| {
-            let wrong = set.routes.iter().find_map(|r| document::check(&r.what, route::Config::read));
+            let order = if set.order == Order::FirstMatch { "firstMatch" } else { "gatewayApi" };
+            let wrong = set.routes.iter().find_map(|r| proof::route(&r.what, order).err());
             outcome.judge(&set.from, wrong)
         });
-        self.splits.retain(|s| outcome.judge(&s.from, document::check(&json!({"to": s.to}), route::Config::read)));
+        self.splits.retain(|s| outcome.judge(&s.from, proof::route(&json!({"to": s.to}), "gatewayApi").err()));
         self.policies.retain(|set| {
-            let subset = set.subsets.iter().map(|s| &s.policy);
-            let mut all = std::iter::once(&set.policy).chain(subset);
-            let wrong = all.find_map(|p| document::check(&Value::Object(p.clone()), backend::Config::read));
+            let mut all = std::iter::once(&set.policy).chain(set.subsets.iter().map(|s| &s.policy));
+            let wrong = all.find_map(|p| proof::policy(&Value::Object(p.clone())).err());
             outcome.judge(&set.from, wrong)
         });
     }

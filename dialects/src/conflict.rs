@@ -2,9 +2,9 @@
 //! than one dialect.
 //!
 //! Routes: a Gateway API route of the client's own namespace, then a VirtualService, then a Gateway API route of the service's
-//! namespace, then a ServiceProfile. Gateway API routes of one rank are merged, as Gateway API says; of the others the more
-//! specific one wins and then the oldest. A TrafficSplit says where the rest goes: what has no routes, or only those of a
-//! ServiceProfile, which say nothing of it.
+//! namespace, then a TrafficSplit that is for some requests only, then a ServiceProfile. Gateway API routes of one rank and one
+//! kind are merged, as Gateway API says; of the others the more specific one wins and then the oldest. A TrafficSplit says where
+//! the rest goes: what has no routes, or only those of a ServiceProfile, which say nothing of it.
 //!
 //! Policies are merged by whole blocks: what Weft's own kind says comes first, then a DestinationRule, a ServiceProfile, and
 //! annotations. A ServiceProfile does not switch off what others say.
@@ -25,12 +25,21 @@ pub enum Routes {
     ConsumerRoute,
     VirtualService,
     ProducerRoute,
+    /// One that is for some requests only.
+    TrafficSplit,
     ServiceProfile,
+    /// For everything, where nobody has routes: it carries what is said beside routes.
+    Default,
 }
 
 impl Routes {
-    fn merge(self) -> bool {
+    pub fn are_gateway_api(self) -> bool {
         matches!(self, Self::ConsumerRoute | Self::ProducerRoute)
+    }
+
+    /// They say nothing of where requests go.
+    fn leave_the_way_open(self) -> bool {
+        matches!(self, Self::ServiceProfile | Self::Default)
     }
 }
 
@@ -41,6 +50,8 @@ pub enum Policies {
     DestinationRule,
     ServiceProfile,
     Annotations,
+    /// What routes bring to their backends.
+    RouteDefaults,
 }
 
 /// Who won for somebody, and who lost to whom.
@@ -68,7 +79,7 @@ impl Outcome {
         stands
     }
 
-    fn win(&mut self, source: &Source) {
+    pub fn win(&mut self, source: &Source) {
         self.won.insert(key(source));
     }
 
@@ -78,7 +89,7 @@ impl Outcome {
         self.lose(source, service, to);
     }
 
-    fn lose(&mut self, source: &Source, service: &ServiceId, to: &ObjectRef) {
+    pub fn lose(&mut self, source: &Source, service: &ServiceId, to: &ObjectRef) {
         if source.object != *to {
             let lost = (source.clone(), to.clone());
             self.lost.entry((key(source), service.clone())).or_insert(lost);
@@ -102,10 +113,13 @@ pub fn routes<'s>(
         splits.sort_by_key(|s| s.from.age.clone());
         return ChosenRoutes { sets, split: only(service, &splits, outcome) };
     };
-    let takes = |s: &RouteSet| std::ptr::eq(s, first) || (first.kind.merge() && s.kind == first.kind);
+    // HTTPRoutes and GRPCRoutes are not merged with each other, says Gateway API.
+    let same = |s: &RouteSet| s.kind == first.kind && s.from.object.kind == first.from.object.kind;
+    let takes = |s: &RouteSet| std::ptr::eq(s, first) || (first.kind.are_gateway_api() && same(s));
     for set in &sets {
         match takes(set) {
             true => outcome.win(&set.from),
+            false if set.kind == Routes::Default => {}
             false if set.kind == first.kind && set.specific < first.specific => {
                 outcome.yields(&set.from, service, &first.from.object);
             }
@@ -114,7 +128,7 @@ pub fn routes<'s>(
     }
     sets.retain(|s| takes(s));
     splits.sort_by_key(|s| s.from.age.clone());
-    if first.kind != Routes::ServiceProfile {
+    if !first.kind.leave_the_way_open() {
         splits.iter().for_each(|s| outcome.lose(&s.from, service, &first.from.object));
         return ChosenRoutes { sets, split: None };
     }
@@ -173,6 +187,7 @@ pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Ou
                 outcome.win(&set.from);
                 chosen.from.push(set.from.object.clone());
             }
+            false if set.kind == Policies::RouteDefaults => {}
             false => {
                 let winner = chosen.from.first().cloned();
                 outcome.lose(&set.from, service, &winner.or(lost_to.cloned()).unwrap_or(set.from.object.clone()));

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use weft_dialects::ledger::{Entry, Finding, Verdict};
 use weft_dialects::world::{PodId, Variant};
-use weft_dialects::{Ledger, Objects, Options, World, document, object, translate};
+use weft_dialects::{Ledger, Objects, Options, World, object, translate};
 use weft_policy::diag::{Diags, Severity};
 use weft_policy::doc::Cursor;
 use weft_policy::id::ServiceId;
@@ -37,7 +37,8 @@ pub fn check(world: &World) {
         }
     }
     for (id, pod) in &world.pods {
-        let (node, mut diags) = (document::node(&pod.document), Diags::default());
+        let mut diags = Diags::default();
+        let node = yaml::parse(&pod.document.to_string(), &mut diags).unwrap_or_else(|| panic!("{:?}", diags.0));
         let read = Cursor::new(&node, &mut diags).fields(|f| {
             f.opt("workload", Workload::read);
             f.opt("telemetry", telemetry::Config::read);
