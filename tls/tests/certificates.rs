@@ -11,6 +11,7 @@ use rcgen::{
     date_time_ymd,
 };
 use rustls::AlertDescription;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
@@ -543,4 +544,39 @@ fn forwarded_client_cert() {
     assert!(text.ends_with(&format!("\";URI={WEB}")), "{text}");
     assert!(text.contains("CN=workload") && text.contains("\\\"quoted\\\"") && !text.contains('\r'), "{text}");
     assert!(text.bytes().all(|b| b == b' ' || b.is_ascii_graphic()));
+}
+
+/// What was proven is remembered, and only that: not beyond its time, not for another certificate, not for another use.
+#[test]
+fn remembered_proofs_end_where_the_proof_does() {
+    let ca = Ca::new("root");
+    let bundle = Arc::new(ca.bundle(Some("cluster.local")));
+    let at = |year, month| {
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            u64::try_from(date_time_ymd(year, month, 1).unix_timestamp()).unwrap(),
+        ))
+    };
+    let mut params = leaf(WEB);
+    (params.not_before, params.not_after) = (date_time_ymd(2026, 1, 1), date_time_ymd(2026, 3, 1));
+    params.extended_key_usages = vec![Eku::ClientAuth];
+    let identity = ca.sign(params);
+    let leaf = &identity.chain()[0];
+    let verifier = Verifier::new(bundle.clone(), Expect::Any);
+    let judge =
+        |leaf: &CertificateDer<'_>, now| verifier.verify_client_cert(leaf, &[], now).err().as_ref().map(Reason::of);
+    for _ in 0..3 {
+        assert_eq!(judge(leaf, at(2025, 12)), Some(Reason::NotYetValid));
+        assert_eq!(judge(leaf, at(2026, 2)), None);
+        assert_eq!(judge(leaf, at(2026, 4)), Some(Reason::Expired));
+    }
+    // One bit of the CA's signature.
+    let mut forged = leaf.to_vec();
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(judge(&forged.into(), at(2026, 2)), Some(Reason::UnknownCa));
+    let server = verifier.verify_server_cert(leaf, &[], &name(), &[], at(2026, 2));
+    assert_eq!(server.err().as_ref().map(Reason::of), Some(Reason::WrongUsage));
+    // A CA that is no longer trusted proves nothing, whoever asked before.
+    let without = Verifier::new(Arc::new(Ca::new("root").bundle(Some("cluster.local"))), Expect::Any);
+    let judged = without.verify_client_cert(leaf, &[], at(2026, 2)).err();
+    assert_eq!(judged.as_ref().map(Reason::of), Some(Reason::UnknownCa));
 }
