@@ -24,7 +24,7 @@ use x509_parser::public_key::PublicKey;
 use crate::bundle::TrustBundle;
 use crate::config::provider;
 use crate::identity::TlsError;
-use crate::proven::{Proven, Validity};
+use crate::proven::{Proven, Shown};
 use crate::reason::Reason;
 
 const MAX_CHAIN: usize = 8;
@@ -66,7 +66,6 @@ pub(crate) struct San {
     dns: Vec<String>,
     rsa_bits: Option<usize>,
     has_usages: bool,
-    valid: Validity,
 }
 
 impl San {
@@ -75,9 +74,7 @@ impl San {
         if !rest.is_empty() {
             return Err(Reason::BadCertificate);
         }
-        let validity = cert.validity();
-        let valid = (validity.not_before.timestamp(), validity.not_after.timestamp());
-        let mut names = Self { uris: Vec::new(), dns: Vec::new(), rsa_bits: None, has_usages: false, valid };
+        let mut names = Self { uris: Vec::new(), dns: Vec::new(), rsa_bits: None, has_usages: false };
         for extension in cert.extensions() {
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(san) => {
@@ -142,9 +139,10 @@ impl Verifier {
             Some(_) => (&self.servers, SERVER_AUTH),
             None => (&self.clients, CLIENT_AUTH),
         };
-        // The whole proof is in the leaf and in what this verifier was made with: no other certificate, no other name.
-        let lasting = chain.is_empty() && (server_name.is_none() || !self.expect.is_empty());
-        if lasting && proven.holds(leaf, now) {
+        // The whole proof is in what was shown and in what this verifier was made with: no name of this connection alone.
+        let lasting = server_name.is_none() || !self.expect.is_empty();
+        let shown = if lasting { Shown::of(leaf, chain) } else { None };
+        if shown.as_ref().is_some_and(|shown| proven.holds(shown, now)) {
             return Ok(());
         }
         let bytes = chain.iter().fold(leaf.len(), |sum, c| sum.saturating_add(c.len()));
@@ -188,8 +186,8 @@ impl Verifier {
             return Err(of_webpki(error));
         }
         self.expected(&cert, id.as_ref(), &names, server_name)?;
-        if lasting {
-            proven.keep(leaf, names.valid);
+        if let Some(shown) = shown {
+            proven.keep(shown, leaf, chain);
         }
         Ok(())
     }

@@ -550,33 +550,46 @@ fn forwarded_client_cert() {
 #[test]
 fn remembered_proofs_end_where_the_proof_does() {
     let ca = Ca::new("root");
-    let bundle = Arc::new(ca.bundle(Some("cluster.local")));
-    let at = |year, month| {
-        UnixTime::since_unix_epoch(std::time::Duration::from_secs(
-            u64::try_from(date_time_ymd(year, month, 1).unix_timestamp()).unwrap(),
-        ))
-    };
+    let sub = ca.sub("in between");
+    for (signer, chain) in [(&ca, vec![]), (&ca, vec![ca.der.clone()]), (&sub, vec![sub.der.clone()])] {
+        let (judge, identity) = once_proven(&ca, signer);
+        let leaf = &identity.chain()[0];
+        for _ in 0..3 {
+            assert_eq!(judge(leaf, &chain, 2025, 12), Some(Reason::NotYetValid));
+            assert_eq!(judge(leaf, &chain, 2026, 2), None);
+            assert_eq!(judge(leaf, &chain, 2026, 4), Some(Reason::Expired));
+        }
+        // One bit of the signature.
+        let mut forged = leaf.to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        assert_eq!(judge(&forged.into(), &chain, 2026, 2), Some(Reason::UnknownCa));
+        // The same leaf beside something else is verified for itself.
+        let elsewhere = Ca::new("root").der;
+        let expected = if std::ptr::eq(signer, &sub) { Some(Reason::UnknownCa) } else { None };
+        assert_eq!(judge(leaf, &[elsewhere], 2026, 2), expected);
+    }
+}
+
+type Judge = Box<dyn Fn(&CertificateDer<'_>, &[CertificateDer<'_>], i32, u8) -> Option<Reason>>;
+
+/// A verifier that trusts `ca`, and a client's certificate valid in the first two months of 2026.
+fn once_proven(ca: &Ca, signer: &Ca) -> (Judge, Identity) {
     let mut params = leaf(WEB);
     (params.not_before, params.not_after) = (date_time_ymd(2026, 1, 1), date_time_ymd(2026, 3, 1));
     params.extended_key_usages = vec![Eku::ClientAuth];
-    let identity = ca.sign(params);
-    let leaf = &identity.chain()[0];
-    let verifier = Verifier::new(bundle.clone(), Expect::Any);
-    let judge =
-        |leaf: &CertificateDer<'_>, now| verifier.verify_client_cert(leaf, &[], now).err().as_ref().map(Reason::of);
-    for _ in 0..3 {
-        assert_eq!(judge(leaf, at(2025, 12)), Some(Reason::NotYetValid));
-        assert_eq!(judge(leaf, at(2026, 2)), None);
-        assert_eq!(judge(leaf, at(2026, 4)), Some(Reason::Expired));
-    }
-    // One bit of the CA's signature.
-    let mut forged = leaf.to_vec();
-    *forged.last_mut().unwrap() ^= 1;
-    assert_eq!(judge(&forged.into(), at(2026, 2)), Some(Reason::UnknownCa));
-    let server = verifier.verify_server_cert(leaf, &[], &name(), &[], at(2026, 2));
-    assert_eq!(server.err().as_ref().map(Reason::of), Some(Reason::WrongUsage));
-    // A CA that is no longer trusted proves nothing, whoever asked before.
-    let without = Verifier::new(Arc::new(Ca::new("root").bundle(Some("cluster.local"))), Expect::Any);
-    let judged = without.verify_client_cert(leaf, &[], at(2026, 2)).err();
-    assert_eq!(judged.as_ref().map(Reason::of), Some(Reason::UnknownCa));
+    let identity = signer.sign(params);
+    let verifier = Verifier::new(Arc::new(ca.bundle(Some("cluster.local"))), Expect::Any);
+    let at = |year, month| {
+        let seconds = date_time_ymd(year, month, 1).unix_timestamp();
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(seconds).unwrap()))
+    };
+    // As a server's it is good for nothing, whatever was proven of it as a client's.
+    let server = || verifier.verify_server_cert(&identity.chain()[0], &[], &name(), &[], at(2026, 2)).err();
+    assert!(server().is_some());
+    let _ = verifier.verify_client_cert(&identity.chain()[0], &[], at(2026, 2));
+    assert!(server().is_some());
+    let judge = move |leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>], year, month| {
+        verifier.verify_client_cert(leaf, chain, at(year, month)).err().as_ref().map(Reason::of)
+    };
+    (Box::new(judge), identity)
 }
