@@ -331,7 +331,15 @@ impl<'r> Field<'r> {
         self.reader.mark(&self.path, Verdict::Differently(how.into()));
     }
 
+    /// This field and all below it, read or not.
     pub fn ignored(&self, why: impl Into<String>) {
+        let below = |path: &String| path.strip_prefix(&self.path).is_some_and(is_below);
+        self.reader.verdicts.borrow_mut().retain(|path, _| !below(path));
+        self.rest_ignored(why);
+    }
+
+    /// What nobody has asked for of all below this field.
+    pub fn rest_ignored(&self, why: impl Into<String>) {
         self.reader.mark(&self.path, Verdict::Ignored(why.into()));
     }
 
@@ -355,6 +363,11 @@ impl<'r> Field<'r> {
         self.void(message.clone());
         self.reader.finding(Severity::Error, None, &self.path, message, hint);
         None
+    }
+
+    /// What becomes of the field is said apart.
+    pub fn find(&self, severity: Severity, reference: Option<&'static str>, message: impl Into<String>, hint: &str) {
+        self.reader.finding(severity, reference, &self.path, message, hint);
     }
 
     /// A warning; what becomes of the field is said apart.
