@@ -343,13 +343,6 @@ impl<'r> Field<'r> {
         self.reader.mark(&self.path, Verdict::Ignored(why.into()));
     }
 
-    /// The same, whatever was said of what is below: it was read, and came to nothing.
-    pub fn void(&self, why: impl Into<String>) {
-        let below = |path: &String| path.strip_prefix(&self.path).is_some_and(is_below);
-        self.reader.verdicts.borrow_mut().retain(|path, _| !below(path));
-        self.ignored(why);
-    }
-
     /// The same for a field of this map, if it is there.
     pub fn ignore(&self, name: &str, why: &str) {
         if let Some(field) = self.get(name) {
@@ -360,7 +353,7 @@ impl<'r> Field<'r> {
     /// An error; the field is without effect.
     pub fn fail<T>(&self, message: impl Into<String>, hint: &str) -> Option<T> {
         let message = message.into();
-        self.void(message.clone());
+        self.ignored(message.clone());
         self.reader.finding(Severity::Error, None, &self.path, message, hint);
         None
     }
@@ -373,11 +366,6 @@ impl<'r> Field<'r> {
     /// A warning; what becomes of the field is said apart.
     pub fn warn(&self, reference: Option<&'static str>, message: impl Into<String>, hint: &str) {
         self.reader.finding(Severity::Warning, reference, &self.path, message, hint);
-    }
-
-    /// An error about one of the known traps; what becomes of the field is said apart.
-    pub fn error(&self, reference: &'static str, message: impl Into<String>, hint: &str) {
-        self.reader.finding(Severity::Error, Some(reference), &self.path, message, hint);
     }
 
     pub fn source(&self) -> Source {

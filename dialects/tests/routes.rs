@@ -1,18 +1,21 @@
 //! What manifests become: a golden for each kind in `routes/`, and one for each intent in `same/`, which several dialects say.
 //!
-//! `WEFT_BLESS=1` writes the goldens of `routes/` and `same/` anew.
+//! `UPDATE_GOLDEN=1` writes the goldens of `routes/` and `same/` anew.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod trial;
 
 use serde_json::Value as Json;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weft_dialects::ledger::{Entry, Verdict};
-use weft_dialects::{Ledger, Object, Objects, Options, World, object, translate};
-use weft_policy::diag::{Diags, Severity};
-use weft_policy::doc::{Cursor, Node, Value};
-use weft_policy::{plan, service, yaml};
+use weft_dialects::{Ledger, Object, Objects, Options, World, translate};
+use weft_policy::diag::Severity;
+use weft_policy::doc::{Node, Value};
+use weft_policy::plan::{self, ServicePlan};
+use weft_policy::{retry, service};
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
@@ -29,42 +32,13 @@ fn manifests(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn objects(file: &Path) -> Objects {
-    let text = std::fs::read_to_string(file).unwrap();
-    let name: Arc<str> = file.file_name().unwrap().to_str().unwrap().into();
-    let mut diags = Diags::default();
-    let found = object::read(&name, &text, "default", &mut diags).expect("YAML");
-    assert!(diags.0.is_empty(), "{}: {:?}", file.display(), diags.0);
-    Objects(found.into_iter().map(Arc::new).collect())
+    trial::objects(&std::fs::read_to_string(file).unwrap())
 }
 
 fn world(objects: &Objects) -> (World, Ledger) {
     let (world, ledger) = translate(objects, &Options::default());
-    accepted(&world);
+    trial::check(&world);
     (world, ledger)
-}
-
-/// Every document is one that proxies take.
-fn accepted(world: &World) {
-    for (id, service) in &world.services {
-        assert!(!service.variants.is_empty(), "{id}");
-        for variant in &service.variants {
-            entries(&variant.document);
-        }
-        let last = &service.variants[service.variants.len() - 1].clients;
-        assert!(last.namespaces.is_empty() && last.labels.is_empty(), "{id}: the last is for everybody");
-    }
-}
-
-fn entries(document: &Json) -> Vec<service::Entry> {
-    let mut diags = Diags::default();
-    let node = yaml::parse(&document.to_string(), &mut diags).unwrap();
-    let entries = service::Entry::read(&mut Cursor::new(&node, &mut diags), "default");
-    assert!(!diags.has_errors(), "{document}: {:?}", diags.0);
-    let entries = entries.unwrap();
-    for entry in &entries {
-        plan::compile(&entry.config).unwrap_or_else(|e| panic!("{document}: {e:?}"));
-    }
-    entries
 }
 
 /// Services that have more than names, without what is the same for other clients.
@@ -98,27 +72,14 @@ fn golden(world: &World, ledger: &Ledger) -> String {
         .iter()
         .filter(|e| !matches!(e.object.kind.as_str(), "Service" | "Pod") || e.field.starts_with("metadata"))
     {
-        let verdict = match &e.verdict {
-            Verdict::Honoured => "honoured".to_string(),
-            Verdict::Differently(how) => format!("differs: {how}"),
-            Verdict::Ignored(why) => format!("ignored: {why}"),
-            Verdict::WonBy(who) => format!("won by {who}"),
-        };
-        writeln!(out, "{}:{} {} {}: {verdict}", e.file, e.at.line, e.object, e.field).unwrap();
+        writeln!(out, "{}", trial::verdict(e)).unwrap();
     }
-    writeln!(out, "# findings").unwrap();
-    for f in &ledger.findings {
-        let severity = if f.severity == Severity::Error { "error" } else { "warning" };
-        let reference = f.reference.map(|r| format!(" {r}")).unwrap_or_default();
-        let hint = f.hint.as_ref().map(|h| format!(" ({h})")).unwrap_or_default();
-        writeln!(out, "{}:{} {severity}{reference}: {} {}: {}{hint}", f.file, f.at.line, f.object, f.field, f.message)
-            .unwrap();
-    }
+    writeln!(out, "# findings\n{}", trial::findings(ledger)).unwrap();
     out
 }
 
 fn compare(file: &Path, found: &str) {
-    if std::env::var_os("WEFT_BLESS").is_some() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(file, found).unwrap();
         return;
     }
@@ -147,14 +108,14 @@ fn one_intent_is_one_plan() {
     assert_eq!(folders.len(), 5);
     let mut files = 0;
     for folder in folders {
-        let mut first: Option<(PathBuf, String, Vec<Vec<service::Entry>>)> = None;
+        let mut first = None;
         for file in manifests(&folder) {
             files += 1;
             let (world, ledger) = world(&objects(&file));
             assert!(!ledger.has_errors(), "{}: {:?}", file.display(), ledger.findings);
             let nameless: Vec<Json> = world.services.values().flat_map(|s| s.variants.iter().map(nameless)).collect();
-            let plans: Vec<Vec<service::Entry>> = nameless.iter().map(entries).collect();
-            let text = nameless.iter().map(|d| serde_json::to_string_pretty(d).unwrap() + "\n").collect();
+            let plans: Vec<_> = nameless.iter().map(plans).collect();
+            let text: String = nameless.iter().map(|d| serde_json::to_string_pretty(d).unwrap() + "\n").collect();
             match &first {
                 None => first = Some((file, text, plans)),
                 Some((other, _, expected)) => {
@@ -168,41 +129,25 @@ fn one_intent_is_one_plan() {
     assert_eq!(files, 15);
 }
 
+/// What requests find. What is retried without being asked may be asked for; of one route, either order is the same.
+fn plans(document: &Json) -> Vec<(Arc<ServicePlan>, service::Backends)> {
+    let plan = |mut entry: service::Entry| {
+        for route in &mut entry.config.routes {
+            route.retry = route.retry.take().filter(|r| *r != retry::Config::unasked());
+        }
+        (plan::compile(&entry.config).unwrap(), entry.backends)
+    };
+    trial::entries(document).into_iter().map(plan).collect()
+}
+
 fn nameless(variant: &weft_dialects::world::Variant) -> Json {
     let mut document = variant.document.clone();
     for port in document["ports"].as_array_mut().unwrap() {
-        let routes = port.get_mut("routes").and_then(Json::as_array_mut);
-        let alone = routes.as_ref().is_some_and(|r| r.len() == 1);
-        for route in routes.into_iter().flatten() {
-            let route = route.as_object_mut().unwrap();
-            route.remove("name");
-            for to in route.get_mut("to").and_then(Json::as_array_mut).into_iter().flatten() {
-                whole(to, &variant.document["namespace"]);
-            }
-            // To itself is where a route goes that says nothing.
-            let own = serde_json::json!([{"service": variant.document["name"], "namespace": variant.document["namespace"], "port": port_number(&variant.document), "weight": 1}]);
-            if route.get("to") == Some(&own) {
-                route.remove("to");
-            }
-        }
-        // Of one route, either order is the same.
-        if alone {
-            port.as_object_mut().unwrap().remove("order");
+        for route in port.get_mut("routes").and_then(Json::as_array_mut).into_iter().flatten() {
+            route.as_object_mut().unwrap().remove("name");
         }
     }
     document
-}
-
-fn port_number(document: &Json) -> Json {
-    document["ports"][0]["port"].clone()
-}
-
-/// A destination with all that may be left out.
-fn whole(to: &mut Json, namespace: &Json) {
-    let to = to.as_object_mut().unwrap();
-    to.entry("namespace").or_insert_with(|| namespace.clone());
-    to.entry("port").or_insert_with(|| 80.into());
-    to.entry("weight").or_insert_with(|| 1.into());
 }
 
 /// Fields that say what would be so without them.
@@ -220,7 +165,8 @@ fn honoured_fields_act() {
         let (before, ledger) = world(&objects);
         let counts = |e: &&Entry| matches!(e.verdict, Verdict::Honoured | Verdict::Differently(_));
         let ours = |e: &&Entry| !matches!(e.object.kind.as_str(), "Service" | "Pod") || e.field.starts_with("metadata");
-        let excepted = |e: &&Entry| !SHADOWED.contains(&(&*e.file, &*e.field));
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let excepted = |e: &&Entry| !SHADOWED.contains(&(name, &*e.field));
         for entry in ledger.entries.iter().filter(counts).filter(ours).filter(excepted) {
             let mut objects = objects.clone();
             let at = objects.0.iter().position(|o| o.reference() == entry.object).unwrap();
@@ -235,7 +181,7 @@ fn honoured_fields_act() {
             let (after, ledger) = world(&objects);
             let told = ledger.findings.iter().any(|f| f.severity == Severity::Error && f.field == entry.field);
             if before == after && !told {
-                still.push(format!("{}: {} {}", entry.file, entry.object, entry.field));
+                still.push(format!("{name}: {} {}", entry.object, entry.field));
             }
         }
     }

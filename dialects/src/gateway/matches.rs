@@ -10,7 +10,7 @@ pub fn of(rule: &Field<'_>, read: impl Fn(&Field<'_>) -> Option<Value>) -> Optio
     let one = |field: &Field<'_>| match read(field) {
         Some(found) => Some(found),
         None => {
-            field.void("cannot be read, so it is left out");
+            field.ignored("cannot be read, so it is left out");
             None
         }
     };

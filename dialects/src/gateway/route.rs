@@ -37,7 +37,7 @@ pub fn translate(
     for (i, rule) in spec.list("rules").iter().enumerate() {
         let given = rule.get("name").and_then(|n| n.text());
         let Some(mut route) = read(rule, &backends) else {
-            rule.void("none of its matches can be read, so it is left out");
+            rule.ignored("none of its matches can be read, so it is left out");
             continue;
         };
         route.insert("name".into(), json!(format!("{name}/{}", given.unwrap_or(i.to_string()))));
@@ -100,7 +100,7 @@ fn read_parent(field: &Field<'_>, index: usize, object: &crate::Object, builder:
     let Some(name) = field.get("name") else { return field.fail("has no name", "the name of a Service") };
     let name = name.text()?;
     if kind != "Service" || !matches!(&*group, "" | "core") {
-        field.void(format!("{kind} ({group}) is not served here"));
+        field.ignored(format!("{kind} ({group}) is not served here"));
         if kind == "Service" {
             field.warn(None, "this Service is of no group that is known", "group: \"\"");
         }
@@ -139,11 +139,11 @@ pub fn rule(
     }
     if impossible {
         for name in ["filters", "backendRefs"] {
-            rule.get(name).inspect(|f| f.void("the rule answers 500, for one of its filters cannot be done"));
+            rule.get(name).inspect(|f| f.ignored("the rule answers 500, for one of its filters cannot be done"));
         }
         closed(&mut route);
     } else if route.contains_key("redirect") {
-        rule.get("backendRefs").inspect(|f| f.void("a redirect sends nothing on"));
+        rule.get("backendRefs").inspect(|f| f.ignored("a redirect sends nothing on"));
     } else if !to.is_empty() {
         route.insert("to".into(), to.into());
     }
@@ -156,7 +156,7 @@ fn destination(field: &Field<'_>, backends: &Backends<'_>) -> Map<String, Value>
     let mut to = match (backends.resolve(field), filters.impossible) {
         (Some(to), false) => to,
         (Some(_), true) => {
-            field.void("its share is answered with 500, for one of its filters cannot be done");
+            field.ignored("its share is answered with 500, for one of its filters cannot be done");
             Map::from_iter([("invalid".to_string(), json!(true))])
         }
         (None, _) => Map::from_iter([("invalid".to_string(), json!(true))]),

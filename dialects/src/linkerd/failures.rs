@@ -22,7 +22,7 @@ impl Failures {
                 None => class.fail("has no condition", "condition: {status: {min: 500, max: 599}}"),
             };
             let (Some(failure), Some(set)) = (failure, set) else {
-                class.void("cannot be read, so it is left out");
+                class.ignored("cannot be read, so it is left out");
                 continue;
             };
             failures.iter_mut().zip(set).filter(|(_, fits)| *fits).for_each(|(is, _)| *is = failure);

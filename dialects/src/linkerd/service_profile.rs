@@ -31,7 +31,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
     let Some(id) = id.filter(|id| b.services.contains_key(id)) else {
         let (why, hint) = ("there is no such Service", "the host of a Service, as web.demo.svc.cluster.local");
         reader.finding(Severity::Error, None, "metadata.name", why, hint);
-        spec.void(why);
+        spec.ignored(why);
         return;
     };
     inbound_policy(reader, &id, b);
@@ -88,7 +88,7 @@ fn read_routes(spec: &Field<'_>) -> Vec<Route> {
     let read = |field: &Field<'_>| {
         let found = read_route(field);
         if found.is_none() {
-            field.void("without what is wrong it would match too much, so it is left out");
+            field.ignored("without what is wrong it would match too much, so it is left out");
         }
         found
     };
@@ -179,7 +179,7 @@ fn destinations(overrides: &[Field<'_>], root: &ServiceId, b: &Builder<'_>) -> V
     let found = |field| match destination(field, root, b) {
         Some(found) => Some((field, found)),
         None => {
-            Field::void(field, "leads nowhere, so the others take its share");
+            Field::ignored(field, "leads nowhere, so the others take its share");
             None
         }
     };

@@ -125,7 +125,7 @@ fn attach(
             target.warn(None, format!("is for all of {name}, not for {section} only"), "");
         }
         if of_routes.is_empty() {
-            target.void("nothing of this policy is for routes");
+            target.ignored("nothing of this policy is for routes");
             return None;
         }
         let on = Target::Route(ObjectRef { group, kind, namespace: namespace.clone(), name });

@@ -12,6 +12,7 @@ use crate::reader::{Field, Reader};
 use crate::world::{Clients, PodId};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use weft_policy::diag::Severity;
 use weft_policy::doc;
 use weft_policy::id::ServiceId;
 
@@ -116,8 +117,8 @@ fn leaves<'r>(backends: &[Field<'r>], namespace: &str, b: &Builder<'_>) -> Vec<L
             None => {
                 let why = format!("there is no Service {name}; the others take its share");
                 let hint = "a split needs a Service for each version, which selects its pods only";
-                field.void(why.clone());
-                service.error("G6", why, hint);
+                field.ignored(why.clone());
+                service.find(Severity::Error, Some("G6"), why, hint);
             }
         }
     }
