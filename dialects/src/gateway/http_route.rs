@@ -86,8 +86,5 @@ fn duration(field: &Field<'_>) -> Option<(Duration, String)> {
             _ => return field.fail(format!("{text:?} is not a duration of Gateway API"), HINT),
         }
     }
-    match field.duration() {
-        Some(duration) => Some((duration, text)),
-        None => None,
-    }
+    field.duration().map(|duration| (duration, text))
 }
