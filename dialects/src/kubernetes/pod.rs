@@ -57,6 +57,9 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
             let number = port.get("containerPort").and_then(|f| f.port());
             let name = port.get("name").and_then(|f| f.text());
             ports.extend(number);
+            if name.is_none() {
+                port.ignored("only ports with a name are referred to");
+            }
             named.extend(name.zip(number));
         }
     }

@@ -37,7 +37,8 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         pod_labels: labels.map(|f| f.texts()).unwrap_or_default(),
         ports: containers.iter().flat_map(|c| c.list("ports")).filter_map(|p| port(&p)).collect(),
     };
-    spec.rest_ignored("pods are read as they are, not as they are made");
+    // Read, and without effect on the world.
+    spec.ignored("pods are read as they are, not as they are made");
     b.workloads.push(workload);
 }
 

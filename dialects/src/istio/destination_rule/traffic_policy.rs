@@ -180,7 +180,11 @@ fn connection_pool(f: &Field<'_>, out: &mut Map<String, Value>) {
             }
         }
         put(&mut breaker, "maxRequestsPerConnection", each);
-        put(&mut connections, "idleTimeout", span(&http, "idleTimeout"));
+        let idle = span(&http, "idleTimeout");
+        if let Some(other) = f.get("tcp").and_then(|t| t.get("idleTimeout")).filter(|_| idle.is_some()) {
+            other.ignored("http.idleTimeout says something else");
+        }
+        put(&mut connections, "idleTimeout", idle);
         http.ignore("maxConcurrentStreams", "as many as the endpoint allows");
         http.ignore("useClientProtocol", "in the mesh it is HTTP/2, elsewhere what the client spoke");
         let words = [("DEFAULT", None), ("DO_NOT_UPGRADE", Some("http1")), ("UPGRADE", Some("http2"))];
