@@ -418,3 +418,70 @@ fn annotations_of_a_route_stand_in_the_place_of_its_services() {
         assert_eq!(found, (attempts, per_try, Some(request)), "{route}");
     }
 }
+
+/// Whatever stands at any place of any manifest: nothing panics, and proxies take all that comes out.
+#[test]
+fn hostile_manifests() {
+    use std::sync::Arc;
+    use weft_dialects::{Options, translate};
+    use weft_policy::doc::{Node, Value};
+
+    fn paths(node: &Node, here: &mut Vec<usize>, out: &mut Vec<Vec<usize>>) {
+        let below: Vec<&Node> = match &node.value {
+            Value::Map(items) => items.iter().map(|(.., node)| node).collect(),
+            Value::List(items) => items.iter().collect(),
+            _ => Vec::new(),
+        };
+        out.push(here.clone());
+        for (i, node) in below.into_iter().enumerate() {
+            here.push(i);
+            paths(node, here, out);
+            here.pop();
+        }
+    }
+    fn at<'n>(node: &'n mut Node, path: &[usize]) -> &'n mut Node {
+        let Some((first, rest)) = path.split_first() else { return node };
+        match &mut node.value {
+            Value::Map(items) => at(&mut items[*first].2, rest),
+            Value::List(items) => at(&mut items[*first], rest),
+            _ => panic!("{path:?} leads nowhere"),
+        }
+    }
+    let text = |t: &str| Value::Text(t.into());
+    let empty = |value| Node { at: Default::default(), value };
+    let strange = [
+        Value::Null,
+        Value::Int(-1),
+        Value::Int(i64::MAX),
+        Value::Float(f64::MAX),
+        text(""),
+        text("%\u{0}\n../*?#[("),
+        text(&"a.".repeat(400)),
+        text("18446744073709551615k"),
+        Value::List(vec![empty(Value::Null), empty(Value::Map(Vec::new()))]),
+        Value::Map(vec![("Host".into(), Default::default(), empty(text("*")))]),
+    ];
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/routes");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|p| p.extension().is_some_and(|e| e == "yaml"));
+    files.sort();
+    let mut tried = 0usize;
+    for file in files {
+        let objects = trial::objects(&std::fs::read_to_string(&file).unwrap());
+        for (i, object) in objects.0.iter().enumerate().filter(|(_, o)| !["Service", "Pod"].contains(&&*o.kind)) {
+            let mut all = Vec::new();
+            paths(&object.node, &mut Vec::new(), &mut all);
+            for path in all {
+                // One of the values at each place, another at the next.
+                let mut objects = objects.clone();
+                let mut changed = (**object).clone();
+                at(&mut changed.node, &path).value = strange[tried % strange.len()].clone();
+                objects.0[i] = Arc::new(changed);
+                let (world, _) = translate(&objects, &Options::default());
+                trial::check(&world);
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 500, "{tried}");
+}
