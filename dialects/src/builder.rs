@@ -287,7 +287,18 @@ impl Service {
         let hosts = self.hosts.iter().chain(&self.server_names).map(|h| &h.clients);
         let routes = self.routes.iter().flat_map(|s| s.routes.iter().map(|r| &r.clients).chain([&s.clients]));
         let rest = self.splits.iter().map(|s| &s.clients).chain(self.policies.iter().map(|s| &s.clients));
-        let classes = variants::classes(hosts.chain(routes).chain(rest));
+        let (classes, left_out) = variants::classes(hosts.chain(routes).chain(rest));
+        for clients in &left_out {
+            let routes =
+                self.routes.iter().filter(|s| s.clients == *clients || s.routes.iter().any(|r| r.clients == *clients));
+            let sources = routes.map(|s| &s.from);
+            let sources = sources.chain(self.splits.iter().filter(|s| s.clients == *clients).map(|s| &s.from));
+            let sources = sources.chain(self.policies.iter().filter(|s| s.clients == *clients).map(|s| &s.from));
+            let why = format!("{id} has more than {} kinds of clients", variants::MAX_CLASSES);
+            sources.for_each(|from| {
+                outcome.judge(from, Some(why.clone()));
+            });
+        }
         classes.into_iter().map(|class| self.variant(id, class, known, outcome)).collect()
     }
 

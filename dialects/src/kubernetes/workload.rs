@@ -4,6 +4,7 @@
 use crate::builder::Builder;
 use crate::object::ObjectRef;
 use crate::reader::{Field, Reader};
+use crate::world::PodId;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug)]
@@ -48,7 +49,9 @@ pub fn labels_of<'b>(
     namespace: &'b str,
     selector: &'b BTreeMap<String, String>,
 ) -> impl Iterator<Item = &'b BTreeMap<String, String>> {
-    let pods = b.pods.iter().filter(move |(id, _)| id.namespace == namespace).map(|(_, pod)| &pod.labels);
+    // Pods are sorted by namespace.
+    let first = PodId { namespace: namespace.to_string(), name: String::new() };
+    let pods = b.pods.range(first..).take_while(move |(id, _)| id.namespace == namespace).map(|(_, pod)| &pod.labels);
     let made = b.workloads.iter().filter(move |w| w.namespace == namespace).map(|w| &w.pod_labels);
     pods.chain(made).filter(move |labels| selector.iter().all(|(k, v)| labels.get(k) == Some(v)))
 }
