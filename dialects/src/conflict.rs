@@ -163,8 +163,8 @@ pub struct ChosenPolicy {
     pub from: Vec<ObjectRef>,
 }
 
-/// Of each kind the most specific ones count. Among them the oldest that has a policy gives it, and subsets are added by name;
-/// then the kinds fill what the ones before them left open.
+/// Of DestinationRules the most specific ones count. Among them the oldest that has a policy gives it, and subsets are added by
+/// name. The other kinds fill what those before them left open, the more specific first.
 pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Outcome) -> ChosenPolicy {
     sets.sort_by_key(|s| (s.kind, Reverse(s.specific), s.from.age.clone()));
     let mut chosen = ChosenPolicy::default();
@@ -172,7 +172,9 @@ pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Ou
     let mut whole: BTreeMap<Policies, &PolicySet> = BTreeMap::new();
     for set in sets {
         let top = *tops.entry(set.kind).or_insert(set);
-        if top.specific != set.specific {
+        // A DestinationRule counts as a whole, as in Istio; of the other kinds each block is the first's that has it.
+        let by_blocks = set.kind != Policies::DestinationRule;
+        if top.specific != set.specific && !by_blocks {
             outcome.yields(&set.from, service, &top.from.object);
             continue;
         }
@@ -180,7 +182,7 @@ pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Ou
         let mut lost_to = None;
         if !set.policy.is_empty() {
             let owner = *whole.entry(set.kind).or_insert(set);
-            if std::ptr::eq(owner, set) {
+            if by_blocks || std::ptr::eq(owner, set) {
                 for (block, value) in &set.policy {
                     if !chosen.policy.contains_key(block) {
                         chosen.policy.insert(block.clone(), value.clone());

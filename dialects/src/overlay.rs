@@ -11,6 +11,7 @@ use crate::object::ObjectRef;
 use crate::reader::Source;
 use crate::world::Clients;
 use serde_json::{Map, Value, json};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use weft_policy::id::ServiceId;
 
@@ -18,6 +19,8 @@ use weft_policy::id::ServiceId;
 pub struct Overlay {
     pub from: Source,
     pub kind: Policies,
+    /// Of one kind the more specific wins.
+    pub specific: u32,
     pub on: Target,
     /// `retry` and `timeout`, as in a route.
     pub fields: Map<String, Value>,
@@ -36,7 +39,7 @@ pub fn apply(
     outcome: &mut Outcome,
     ledger: &mut Ledger,
 ) {
-    overlays.sort_by_key(|o| (o.kind, o.from.age.clone()));
+    overlays.sort_by_key(|o| (o.kind, Reverse(o.specific), o.from.age.clone()));
     let mut by_target: BTreeMap<&Target, Vec<&Overlay>> = BTreeMap::new();
     overlays.iter().for_each(|o| by_target.entry(&o.on).or_default().push(o));
     let on = |target: Target| by_target.get(&target).map(Vec::as_slice).unwrap_or_default();

@@ -60,8 +60,13 @@ pub fn service(reader: &Reader<'_>, b: &mut Builder<'_>) {
             });
         }
         if !fields.is_empty() {
-            let (from, kind) = (from.clone(), Policies::Annotations);
-            b.overlays.push(Overlay { from, kind, on: Target::Service(id.clone(), port), fields: fields.clone() });
+            b.overlays.push(Overlay {
+                from: from.clone(),
+                kind: Policies::Annotations,
+                specific: 0,
+                on: Target::Service(id.clone(), port),
+                fields: fields.clone(),
+            });
         }
     }
 }
@@ -85,6 +90,7 @@ pub fn route(reader: &Reader<'_>, b: &mut Builder<'_>) {
         b.overlays.push(Overlay {
             from: first(reader, KNOWN[0]),
             kind: Policies::Annotations,
+            specific: 0,
             on: Target::Route(on),
             fields,
         });
