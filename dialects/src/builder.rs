@@ -226,6 +226,7 @@ impl<'a> Builder<'a> {
         let mut world = World::default();
         let mut outcome = conflict::Outcome::default();
         let mut services = std::mem::take(&mut self.services);
+        crate::kubernetes::headless::expand(&mut services, &self.options.cluster_domain);
         services.values_mut().for_each(|s| s.refuse(&mut outcome));
         services.retain(|id, s| match s.names_are_wrong(id).zip(s.object.clone()) {
             Some((why, object)) => outcome.refuse(&object, self.objects, why),
@@ -384,11 +385,14 @@ impl Service {
 fn one_owner_each(services: &mut BTreeMap<ServiceId, Service>, outcome: &mut conflict::Outcome, objects: &Objects) {
     let mut owners: BTreeMap<(String, u16), ServiceId> = BTreeMap::new();
     for (id, service) in services {
-        let Service { addresses, ports, object, .. } = service;
+        let Service { addresses, ports, object, headless, .. } = service;
         addresses.retain(|address| {
             let taken = ports.keys().find_map(|port| owners.get(&(address.clone(), *port)));
             if let Some((owner, object)) = taken.zip(object.as_ref()) {
-                outcome.refuse(object, objects, format!("{address} is the address of {owner} too, which keeps it"));
+                // Several headless Services may mean one pod.
+                if !*headless {
+                    outcome.refuse(object, objects, format!("{address} is the address of {owner} too, which keeps it"));
+                }
                 return false;
             }
             owners.extend(ports.keys().map(|port| ((address.clone(), *port), id.clone())));
