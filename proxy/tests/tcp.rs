@@ -44,6 +44,36 @@ fn ways(app: SocketAddr) -> Vec<Front> {
     [fronts(app, bytes), fronts(app, declared), fronts(app, Setup::default())].into_iter().flatten().collect()
 }
 
+/// A port declared as bytes goes where its first route without a match says, connection by connection.
+#[test]
+fn bytes_are_split_by_weight() {
+    let (app, other) = (TcpPeer::echo(), TcpPeer::echo());
+    let service = |weights: [u32; 2]| {
+        format!(
+            "  protocol: tcp\n  order: firstMatch\n  routes:\n  - {{match: {{port: 1}}, to: other}}\n  \
+             - {{to: [{{weight: {}}}, {{service: other, weight: {}}}]}}\n\
+             - {{name: other, port: 80, endpoints: [\"{}\"]}}",
+            weights[0],
+            weights[1],
+            other.addr()
+        )
+    };
+    let ask = |weights| {
+        let before = [app.connections(), other.connections()];
+        let front = hop(app.addr(), Setup { service: &service(weights), ..Setup::default() });
+        for _ in 0..40 {
+            let mut client = connect(front.addr);
+            client.write_all(b"bytes").unwrap();
+            assert_eq!(read_n(&mut client, 5), "bytes");
+        }
+        [app.connections() - before[0], other.connections() - before[1]]
+    };
+    assert_eq!(ask([1, 0]), [40, 0]);
+    assert_eq!(ask([0, 1]), [0, 40]);
+    let both = ask([1, 1]);
+    assert!(both.iter().all(|n| *n > 0), "{both:?}");
+}
+
 #[test]
 fn bytes_go_both_ways() {
     let app = TcpPeer::echo();

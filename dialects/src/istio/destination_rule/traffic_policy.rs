@@ -14,15 +14,22 @@ pub struct TrafficPolicy {
 impl TrafficPolicy {
     /// For one port of a host.
     pub fn of(&self, port: u16) -> Map<String, Value> {
-        let own = self.ports.iter().find(|(p, _)| *p == port).map(|(_, blocks)| blocks);
-        let empty = |v: &Value| v.as_object().is_some_and(Map::is_empty);
-        let own = own.unwrap_or(&self.blocks).iter().filter(|(name, v)| *name == "outlier" || !empty(v));
-        own.map(|(name, v)| (name.clone(), v.clone())).collect()
+        let mut out = self.given_for(port).unwrap_or_else(|| self.blocks.clone());
+        out.retain(|_, v| !v.as_object().is_some_and(Map::is_empty));
+        out
+    }
+
+    /// What is said of the port alone, with what cannot be said of a port.
+    fn given_for(&self, port: u16) -> Option<Map<String, Value>> {
+        let mut out = self.ports.iter().find(|(p, _)| *p == port)?.1.clone();
+        let budget = self.blocks.get("retryBudget").cloned();
+        out.extend(budget.map(|v| ("retryBudget".to_string(), v)));
+        Some(out)
     }
 
     /// For one port of a subset, whose document inherits the port's blocks: what is given for a port does not.
     pub fn of_subset(&self, port: u16) -> Map<String, Value> {
-        let Some((_, own)) = self.ports.iter().find(|(p, _)| *p == port) else { return self.blocks.clone() };
+        let Some(own) = self.given_for(port) else { return self.blocks.clone() };
         let defaults = [
             ("balance", json!({})),
             ("breaker", json!({})),
@@ -31,7 +38,7 @@ impl TrafficPolicy {
             ("http", json!("auto")),
         ];
         let mut out: Map<String, Value> = defaults.into_iter().map(|(name, v)| (name.to_string(), v)).collect();
-        out.extend(own.clone());
+        out.extend(own);
         out
     }
 }
