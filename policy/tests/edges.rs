@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-tls", &["weft-policy"]),
     ("weft-proxy", &["weft-policy", "weft-tls", "weft-proto"]),
     ("weft-sample", &[]),
-    ("weft-testkit", &[]),
+    ("weft-testkit", &["weft-proto"]),
 ];
 
 /// Crates that only some of ours may use directly.
