@@ -82,14 +82,17 @@ async fn connection(stream: TcpStream, address: SocketAddr, doors: &Arc<Doors>) 
         Ok(Ok(stream)) => stream,
         failed => {
             count(&doors.status.counters.handshake_errors);
-            let error = failed.map_or_else(|_| "took too long".into(), |r| r.err().map_or(String::new(), |e| e.to_string()));
+            let error =
+                failed.map_or_else(|_| "took too long".into(), |r| r.err().map_or(String::new(), |e| e.to_string()));
             return tracing::debug!(%address, error, "handshake");
         }
     };
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let caller = shown.and_then(Caller::of).map(Arc::new);
     let (life, place) = match &caller {
-        Some(caller) => (caller.not_after.duration_since(SystemTime::now()).unwrap_or_default(), Place::pod(doors, caller)),
+        Some(caller) => {
+            (caller.not_after.duration_since(SystemTime::now()).unwrap_or_default(), Place::pod(doors, caller))
+        }
         None => (JOINING_TIME, doors.joining.clone().try_acquire_owned().ok().map(Place::Joining)),
     };
     let Some(_place) = place else {

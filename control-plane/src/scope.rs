@@ -125,7 +125,8 @@ impl View {
         }
         for (id, pod) in &world.pods {
             let old = previous.pods.get(id).map(|p| p.proxy.clone());
-            let Some(proxy) = view.piece_of("proxy", &pod.document, &format!("proxy of {}/{}", id.namespace, id.name)).or(old)
+            let Some(proxy) =
+                view.piece_of("proxy", &pod.document, &format!("proxy of {}/{}", id.namespace, id.name)).or(old)
             else {
                 continue;
             };
@@ -278,9 +279,8 @@ impl<'v> Scope<'v> {
             "address" => {
                 let address = rest.parse::<SocketAddr>().ok();
                 let address = address.map(|a| SocketAddr::new(a.ip().to_canonical(), a.port()));
-                let found = address.and_then(|a| {
-                    self.nearest(self.view.addresses.get(&a)?, |key| *key == DestKey::Addr(a))
-                });
+                let found =
+                    address.and_then(|a| self.nearest(self.view.addresses.get(&a)?, |key| *key == DestKey::Addr(a)));
                 self.alias(name, found)
             }
             _ => false,
@@ -318,8 +318,8 @@ impl<'v> Scope<'v> {
 fn keys(document: &[u8], namespace: &str) -> Result<Vec<DestKey>, String> {
     let mut diags = Diags::default();
     let text = String::from_utf8_lossy(document);
-    let entries = yaml::parse(&text, &mut diags)
-        .and_then(|node| Entry::read(&mut Cursor::new(&node, &mut diags), namespace));
+    let entries =
+        yaml::parse(&text, &mut diags).and_then(|node| Entry::read(&mut Cursor::new(&node, &mut diags), namespace));
     let wrong: Vec<&Diag> = diags.0.iter().filter(|d| d.severity == Severity::Error).collect();
     match entries {
         Some(entries) if wrong.is_empty() => Ok(entries.into_iter().flat_map(|e| e.config.keys).collect()),
@@ -406,7 +406,8 @@ mod tests {
         let own = ["endpoints/demo/own/80", "proxy", "service/demo/own", "trust"];
         assert_eq!(names(&view, "demo", &[]).0, own);
         assert_eq!(names(&view, "demo", &["proxy", "trust"]), (own.map(String::from).to_vec(), vec![]));
-        let (got, unknown) = names(&view, "demo", &["host/WEB.demo:80", "host/web.demo:81", "service/demo/none", "x", ""]);
+        let (got, unknown) =
+            names(&view, "demo", &["host/WEB.demo:80", "host/web.demo:81", "service/demo/none", "x", ""]);
         assert_eq!(
             got,
             [
@@ -424,7 +425,8 @@ mod tests {
             ]
         );
         assert_eq!(unknown, ["", "host/web.demo:81", "service/demo/none", "x"]);
-        let alias = view.wanted(&id("demo", "web-1"), &spiffe("demo"), &["address/10.0.0.10:80".into()].into()).unwrap();
+        let alias =
+            view.wanted(&id("demo", "web-1"), &spiffe("demo"), &["address/10.0.0.10:80".into()].into()).unwrap();
         let alias: Value = serde_json::from_slice(&alias.pieces["address/10.0.0.10:80"].document).unwrap();
         assert_eq!(alias, json!({"service": "web", "namespace": "demo"}));
         assert_eq!(names(&view, "demo", &["*"]).0.len(), 10);
@@ -446,7 +448,10 @@ mod tests {
         assert_ne!(version("demo").0, version("other").0);
         assert_eq!((version("demo").1, version("other").1), (true, false));
         let hidden = ["service/demo/secret", "endpoints/demo/secret/80", "host/web:80"];
-        assert_eq!(names(&view, "other", &hidden).1, ["endpoints/demo/secret/80", "host/web:80", "service/demo/secret"]);
+        assert_eq!(
+            names(&view, "other", &hidden).1,
+            ["endpoints/demo/secret/80", "host/web:80", "service/demo/secret"]
+        );
         assert_eq!(names(&view, "demo", &hidden).1, Vec::<String>::new());
     }
 
@@ -454,7 +459,12 @@ mod tests {
     fn wildcards_and_the_namespace_of_the_client() {
         let mut world = World::default();
         for namespace in ["demo", "other"] {
-            service(&mut world, namespace, "web", vec![variant(&[], json!({"name": "web", "port": 80, "hosts": ["web"]}), &[])]);
+            service(
+                &mut world,
+                namespace,
+                "web",
+                vec![variant(&[], json!({"name": "web", "port": 80, "hosts": ["web"]}), &[])],
+            );
             pod(&mut world, namespace, json!({}));
         }
         let hosts = |h: &[&str]| json!({"name": "x", "port": 443, "hosts": h});

@@ -122,7 +122,10 @@ mod tests {
         Settings::command().debug_assert();
         let args = ["weft-control", "--dir", "a", "--dir", "b", "--listen", "127.0.0.1:0", "--state", "s"];
         let serve = Settings::parse_from(args).serve.unwrap();
-        assert_eq!((serve.dir.len(), serve.namespace.as_str(), serve.trust_domain.as_str()), (2, "default", "cluster.local"));
+        assert_eq!(
+            (serve.dir.len(), serve.namespace.as_str(), serve.trust_domain.as_str()),
+            (2, "default", "cluster.local")
+        );
         assert_eq!(serve.leaf_lifetime, Duration::from_secs(24 * 3600));
         let token = "weft-control token --state s --namespace n --service-account a --pod p";
         assert!(Settings::try_parse_from(token.split(' ')).unwrap().serve.is_none());

@@ -123,9 +123,8 @@ impl Authority {
     pub fn load(dir: &StateDir) -> Result<Option<Self>, CaError> {
         let Some(text) = dir.read(STATE)? else { return Ok(None) };
         let state: Value = serde_json::from_str(&text).map_err(|e| CaError::State(e.to_string()))?;
-        let word = |name: &str| {
-            state[name].as_str().ok_or_else(|| CaError::State(format!("{name} is missing or no text")))
-        };
+        let word =
+            |name: &str| state[name].as_str().ok_or_else(|| CaError::State(format!("{name} is missing or no text")));
         let domain = TrustDomain::parse(word("trustDomain")?)?;
         let stage = word("stage")?;
         let stage = Stage::WORDS.iter().find(|(_, w)| *w == stage).map(|(s, _)| *s);

@@ -199,7 +199,15 @@ mod tests {
         *forged.last_mut().unwrap() ^= 1;
         let mut longer = good.clone();
         longer.push(0);
-        for bad in [Vec::new(), vec![0x30; 100], vec![0; 1 << 20], request(|_| {}, &p384), request(|_| {}, &ed25519), forged, longer] {
+        for bad in [
+            Vec::new(),
+            vec![0x30; 100],
+            vec![0; 1 << 20],
+            request(|_| {}, &p384),
+            request(|_| {}, &ed25519),
+            forged,
+            longer,
+        ] {
             assert!(matches!(Csr::read(&bad), Err(SignError::Request(_))), "{} bytes", bad.len());
         }
         for cut in 0..good.len() {

@@ -48,8 +48,8 @@ impl Server {
 fn caller<T>(request: &Request<T>) -> Result<(Arc<Caller>, SocketAddr), Status> {
     let connection = request.extensions().get::<Connection>();
     let proven = connection.and_then(|c| Some((c.caller.clone()?, c.address)));
-    let (caller, address) =
-        proven.ok_or_else(|| Status::unauthenticated("this needs a certificate of a pod of the mesh: call Sign first"))?;
+    let (caller, address) = proven
+        .ok_or_else(|| Status::unauthenticated("this needs a certificate of a pod of the mesh: call Sign first"))?;
     if !caller.counts(SystemTime::now()) {
         return Err(Status::unauthenticated("the certificate of this connection has ended"));
     }

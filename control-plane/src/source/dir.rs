@@ -82,7 +82,8 @@ impl Dirs {
         self.faults = walk.faults;
         let before = self.files.len();
         // What could not be looked at is not gone: only a folder that was listed says so.
-        let gone = |path: &PathBuf| !walk.files.contains_key(path) && !walk.unreadable.iter().any(|d| path.starts_with(d));
+        let gone =
+            |path: &PathBuf| !walk.files.contains_key(path) && !walk.unreadable.iter().any(|d| path.starts_with(d));
         self.files.retain(|path, _| !gone(path));
         changed |= self.files.len() != before;
         for (path, stamp) in walk.files {
@@ -145,8 +146,7 @@ impl File {
             }
         };
         let good = !diags.has_errors();
-        let faults: Vec<Fault> =
-            diags.0.into_iter().map(|diag| Fault { file: path.to_path_buf(), diag }).collect();
+        let faults: Vec<Fault> = diags.0.into_iter().map(|diag| Fault { file: path.to_path_buf(), diag }).collect();
         let mut changed = faults != self.faults;
         if changed {
             for fault in &faults {
