@@ -150,7 +150,7 @@ impl Authority {
         let _lock = dir.lock()?;
         if Self::load(dir)?.is_none() {
             let id = Root::create(dir, domain)?;
-            Self::store(dir, domain, Stage::Single, &[&id], &id)?;
+            Self::store(dir, domain, Stage::Single, &[&id], &id, SystemTime::now())?;
         }
         let authority = Self::load(dir)?.ok_or(CaError::None)?;
         if authority.domain != *domain {
@@ -168,11 +168,12 @@ impl Authority {
         stage: Stage,
         roots: &[&str],
         signing: &str,
+        now: SystemTime,
     ) -> Result<(), CaError> {
         let state = json!({
             "trustDomain": domain.as_str(),
             "stage": stage.word(),
-            "since": seconds(SystemTime::now()),
+            "since": seconds(now),
             "roots": roots,
             "signing": signing,
         });

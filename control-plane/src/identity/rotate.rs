@@ -17,7 +17,7 @@ pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaEr
     let done = match (ca.stage, ids.as_slice()) {
         (Stage::Single, [old]) => {
             let new = Root::create(dir, &ca.domain)?;
-            Authority::store(dir, &ca.domain, Stage::Introduced, &[old, &new], old)?;
+            Authority::store(dir, &ca.domain, Stage::Introduced, &[old, &new], old, now)?;
             format!("root {new} is trusted beside {old}, which still signs; next: {new} signs")
         }
         (Stage::Introduced, [old, new]) => {
@@ -28,7 +28,7 @@ pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaEr
                     "root {new} has been trusted for {waited} s; wait {left} s more until every proxy has it, or use --force"
                 )));
             }
-            Authority::store(dir, &ca.domain, Stage::Switched, &[old, new], new)?;
+            Authority::store(dir, &ca.domain, Stage::Switched, &[old, new], new, now)?;
             format!("root {new} signs; {old} is still trusted; next: {old} goes, when what it signed has expired")
         }
         (Stage::Switched, [old, new]) => {
@@ -44,7 +44,7 @@ pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaEr
                     last.not_after - at
                 )));
             }
-            Authority::store(dir, &ca.domain, Stage::Single, &[new], new)?;
+            Authority::store(dir, &ca.domain, Stage::Single, &[new], new, now)?;
             Root::remove_key(dir, old)?;
             format!("root {old} is gone; {new} is the only one")
         }

@@ -80,7 +80,7 @@ fn rank(name: &str) -> u8 {
 
 impl Delta {
     /// The next message, and whether it is the last. Removals are in the last one: nothing may lean on them any more.
-    pub fn next(&mut self) -> (WatchResponse, bool) {
+    pub fn message(&mut self) -> (WatchResponse, bool) {
         let mut message = WatchResponse::default();
         let mut size = 0;
         while let Some(piece) = self.changed.front() {
@@ -127,7 +127,7 @@ mod tests {
     fn all(mut delta: Delta) -> Vec<WatchResponse> {
         let mut messages = Vec::new();
         loop {
-            let (message, last) = delta.next();
+            let (message, last) = delta.message();
             messages.push(message);
             if last {
                 return messages;

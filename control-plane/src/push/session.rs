@@ -72,7 +72,7 @@ pub async fn run(
                 // Nobody listens any more.
                 let Ok(room) = room else { return Ok(()) };
                 if let Some(delta) = &mut queue {
-                    let (message, last) = delta.next();
+                    let (message, last) = delta.message();
                     room.send(Ok(message));
                     waiting_since = Instant::now();
                     if last {
