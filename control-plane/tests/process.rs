@@ -1,0 +1,186 @@
+//! The program itself: its commands, its exit codes, and manifests as people write them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod rig;
+
+use rig::{SERVER, SOON, Stream, get, identity, request, sign};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use weft_testkit::dir::TempDir;
+use weft_testkit::wait::{block_on, until};
+
+const BIN: &str = env!("CARGO_BIN_EXE_weft-control");
+
+/// Ends with its owner.
+struct Process {
+    child: Child,
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Process {
+    fn start(args: &[&str]) -> Self {
+        let mut command = Command::new(BIN);
+        command.args(args).args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let (found, serving) = mpsc::channel();
+        // Reads to the end, so that the process never waits for us.
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(Result::ok) {
+                println!("{line}");
+                if line.contains("serving") {
+                    let _ = found.send(line);
+                }
+            }
+        });
+        let line = serving.recv_timeout(SOON).expect("serving");
+        let line: String = plain(&line);
+        let word = |after: &str| {
+            let rest = &line[line.find(after).unwrap() + after.len()..];
+            rest.split([' ', ')']).next().unwrap().parse().unwrap()
+        };
+        let (address, admin) = (word("address="), word("admin=Some("));
+        Self { child, address, admin }
+    }
+
+    fn end(mut self) -> i32 {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let mut code = None;
+        until("it ends", SOON, || {
+            code = self.child.try_wait().unwrap().map(|s| s.code());
+            code.is_some()
+        });
+        code.flatten().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Without colours.
+fn plain(line: &str) -> String {
+    let mut out = String::new();
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' {
+            chars.by_ref().find(|c| *c == 'm');
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+fn run(args: &[&str]) -> Output {
+    Command::new(BIN).args(args).output().unwrap()
+}
+
+const MANIFESTS: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: demo}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: demo, labels: {app: web}, annotations: {weft.dev/sidecar: 'true'}}
+spec: {serviceAccountName: web, containers: [{name: web, ports: [{containerPort: 8080}]}]}
+status: {phase: Running, podIP: 10.1.0.5, conditions: [{type: Ready, status: 'True'}]}
+";
+
+#[test]
+fn from_manifests_to_a_proxy() {
+    let (manifests, state) = (TempDir::new(), TempDir::new());
+    let state = state.path().display().to_string();
+    manifests.write("app.yaml", MANIFESTS);
+    let dir = manifests.path().display().to_string();
+    let process = Process::start(&["--dir", &dir, "--state", &state]);
+    let root = run(&["root", "--state", &state]);
+    assert!(root.status.success() && String::from_utf8_lossy(&root.stdout).starts_with("-----BEGIN CERTIFICATE-----"));
+    let token = ["token", "--state", &state, "--namespace", "demo", "--service-account", "web", "--pod", "web-1"];
+    let token = String::from_utf8(run(&token).stdout).unwrap();
+
+    block_on(async {
+        let end = tokio::time::Instant::now() + SOON;
+        while get(process.admin, "/ready").await.0 != 200 {
+            assert!(tokio::time::Instant::now() < end, "ready");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let bundle = || rig::bundle(std::path::Path::new(&state).join("root.pem"));
+        let client = rig::connect(process.address, bundle(), None, SERVER).await.unwrap();
+        let (key, csr) = request(&[]);
+        let leaf = identity(&key, &sign(client, csr, token.trim()).await.unwrap());
+        let client = rig::connect(process.address, bundle(), Some(&leaf), SERVER).await.unwrap();
+        let mut stream = Stream::open(client).await.unwrap();
+        stream.hello(&[]).await;
+        stream.subscribe(&["*"], &[]).await;
+        stream.step().await;
+        for name in ["proxy", "trust", "service/demo/web", "endpoints/demo/web/80"] {
+            assert!(stream.have.contains_key(name), "{name} of {:?}", stream.have.keys());
+        }
+        assert!(stream.document("endpoints/demo/web/80").to_string().contains("10.1.0.5:"));
+        manifests.write("app.yaml", MANIFESTS.replace("10.1.0.5", "10.1.0.6"));
+        loop {
+            stream.step().await;
+            if stream.document("endpoints/demo/web/80").to_string().contains("10.1.0.6:") {
+                break;
+            }
+        }
+        let (_, errors) = get(process.admin, "/errors").await;
+        let errors: serde_json::Value = serde_json::from_str(&errors).unwrap();
+        assert_eq!(errors["withheld"], serde_json::json!([]), "{errors}");
+    });
+    assert_eq!(process.end(), 0);
+}
+
+#[test]
+fn commands_say_what_is_wrong() {
+    let state = TempDir::new();
+    let state = state.path().display().to_string();
+    let help = run(&["--help"]);
+    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Examples:"));
+    for (args, code, says) in [
+        (vec!["--dir", "x"], 2, "--listen"),
+        (vec![], 2, "--help"),
+        (vec!["root", "--state", &state], 2, "no root yet"),
+        (vec!["rotate-root", "--state", &state], 2, "no root yet"),
+        (vec!["token", "--state", &state, "--namespace", "a/b", "--service-account", "c", "--pod", "d"], 2, "a/b"),
+        (vec!["--dir", "x", "--state", &state, "--listen", "127.0.0.1:0", "--admin", "0.0.0.0:0"], 2, "loopback"),
+        (vec!["--dir", "x", "--state", &state, "--listen", "127.0.0.1:0", "--log", "a=b=c"], 2, "--log"),
+    ] {
+        let out = run(&args);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(says), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn the_steps_of_a_rotation() {
+    let (manifests, state) = (TempDir::new(), TempDir::new());
+    let (dir, state) = (manifests.path().display().to_string(), state.path().display().to_string());
+    let process = Process::start(&["--dir", &dir, "--state", &state]);
+    let step = |more: &[&str]| run(&[&["rotate-root", "--state", &state], more].concat());
+    let roots = || String::from_utf8_lossy(&run(&["root", "--state", &state]).stdout).matches("BEGIN").count();
+    assert!(step(&[]).status.success());
+    assert_eq!(roots(), 2);
+    let early = step(&[]);
+    assert_eq!(early.status.code(), Some(1), "{}", String::from_utf8_lossy(&early.stderr));
+    assert!(step(&["--force"]).status.success());
+    // What the control plane itself has still counts.
+    assert_eq!(step(&[]).status.code(), Some(1));
+    assert!(step(&["--force"]).status.success());
+    assert_eq!(roots(), 1);
+    assert_eq!(process.end(), 0);
+}
