@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-dialects", &["weft-policy"]),
     ("weft-tls", &["weft-policy"]),
     ("weft-proxy", &["weft-policy", "weft-tls", "weft-proto"]),
+    ("meshctl", &["weft-policy", "weft-dialects"]),
     ("weft-sample", &[]),
     ("weft-testkit", &[]),
 ];
