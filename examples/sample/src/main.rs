@@ -38,7 +38,7 @@ struct Args {
     name: String,
     /// Version to answer with
     #[arg(long, env = "VERSION", default_value = "")]
-    version: String,
+    app_version: String,
     /// Share of requests to answer with 500
     #[arg(long, env = "FAILURE_RATE", default_value_t = 0.0)]
     failure_rate: f64,
@@ -164,7 +164,7 @@ async fn describe(app: &App, request: &Request<Incoming>) -> Value {
     }
     json!({
         "service": app.args.name,
-        "version": app.args.version,
+        "version": app.args.app_version,
         "instance": app.instance,
         "caller": caller(request.headers()),
         "method": request.method().as_str(),

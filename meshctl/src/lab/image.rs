@@ -75,7 +75,10 @@ pub fn program(container: &Container, service: &str, mappings: &[Mapping]) -> Re
                 "listen" => port = value.rsplit(':').next().unwrap_or_default().into(),
                 "status-code" => status = Some(value),
                 other => {
-                    return Err(Error::new(format!("http-echo has no flag -{other}"), "-text, -listen or -status-code"));
+                    return Err(Error::new(
+                        format!("http-echo has no flag -{other}"),
+                        "-text, -listen or -status-code",
+                    ));
                 }
             }
         }

@@ -186,7 +186,8 @@ pub fn last_line(log: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     file.take(2000).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let line = text.lines().rev().find(|l| !l.trim().is_empty())?;
+    // What a panic says last is of no use to anybody here.
+    let line = text.lines().rev().find(|l| !l.trim().is_empty() && !l.starts_with("note: run with `RUST_BACKTRACE"))?;
     Some(line.trim().chars().take(200).collect())
 }
 

@@ -313,11 +313,13 @@ impl Up {
             let replicas = wish["replicas"].as_u64().map_or(workload.replicas, |n| n.min(1000) as u32) as usize;
             let meshed = inject::is_meshed(self.options.mesh, &self.namespace(&workload.namespace), &workload.template);
             let version = version(&workload, &programs, meshed, &wish["restarted"]);
-            let current: Vec<String> = self
-                .pods_of(&workload)
-                .filter(|(_, pod)| pod.plan.version == version && !pod.stopping)
-                .map(|(key, _)| key.clone())
-                .collect();
+            let mut current: Vec<(&String, &Pod)> =
+                self.pods_of(&workload).filter(|(_, pod)| pod.plan.version == version && !pod.stopping).collect();
+            // Those that serve stay, and of them the oldest.
+            if workload.kind != Kind::StatefulSet {
+                current.sort_by_key(|(_, pod)| (!pod.status.ready, pod.begun));
+            }
+            let current: Vec<String> = current.into_iter().map(|(key, _)| key.clone()).collect();
             wanted.extend(current.iter().take(replicas).cloned());
             for _ in current.len()..replicas {
                 if let Some(key) = self.begin(&workload, &version, programs.clone(), meshed, replicas)? {
