@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-dialects", &["weft-policy"]),
     ("weft-tls", &["weft-policy"]),
     ("weft-proxy", &["weft-policy", "weft-tls", "weft-proto"]),
+    ("weft-control", &["weft-policy", "weft-tls", "weft-dialects", "weft-proto"]),
     ("meshctl", &["weft-policy", "weft-dialects"]),
     ("weft-sample", &[]),
     ("weft-testkit", &[]),
@@ -22,8 +23,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const RESERVED: &[(&str, &[&str])] = &[
     ("hyper", &["weft-proxy", "weft-testkit", "weft-sample"]),
     ("h2", &["weft-proxy", "weft-testkit"]),
-    ("tonic", &["weft-proto", "weft-proxy", "weft-testkit"]),
-    ("rustls", &["weft-tls", "weft-proxy", "weft-testkit"]),
+    ("tonic", &["weft-proto", "weft-proxy", "weft-control", "weft-testkit"]),
+    ("rustls", &["weft-tls", "weft-proxy", "weft-control", "weft-testkit"]),
+    ("rcgen", &["weft-tls", "weft-control", "weft-testkit"]),
 ];
 
 /// What the pure crates never reach, however far.

@@ -59,11 +59,19 @@ fn wrong(error: rustls::Error) -> TlsError {
 
 /// The server side of a mesh hop.
 pub fn mesh_server(material: &Material, expect: Expect, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
-    let verifier = Arc::new(Verifier::new(material.bundle.clone(), expect));
+    server(material, Verifier::new(material.bundle.clone(), expect), alpn)
+}
+
+/// A server of the mesh that also takes clients without a certificate: who wants to join has none yet.
+pub fn open_server(material: &Material, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
+    server(material, Verifier::new(material.bundle.clone(), Expect::Any).optional(), alpn)
+}
+
+fn server(material: &Material, verifier: Verifier, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(wrong)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(Fixed(material.identity.certified().clone())));
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});

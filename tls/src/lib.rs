@@ -16,10 +16,10 @@ pub mod socket;
 pub mod verify;
 
 pub use bundle::TrustBundle;
-pub use config::{MeshServer, Origination, Roots, mesh_client, mesh_server, origination_client};
+pub use config::{MeshServer, Origination, Roots, mesh_client, mesh_server, open_server, origination_client};
 pub use hello::{Hello, Peek};
 pub use identity::{Identity, TlsError};
 pub use material::{Live, Material};
 pub use reason::{HandshakeError, Reason};
 pub use socket::{ConnInfo, Ear, Flusher, MeshStream, Refusal, Stats, Taking};
-pub use verify::{Expect, PeerIdentity};
+pub use verify::{Expect, PeerIdentity, hex_sha256};

@@ -112,15 +112,21 @@ pub struct Verifier {
     bundle: Arc<TrustBundle>,
     /// One of these; empty means the server name of the connection.
     expect: Vec<Expect>,
+    mandatory: bool,
 }
 
 impl Verifier {
     pub fn new(bundle: Arc<TrustBundle>, expect: Expect) -> Self {
-        Self { bundle, expect: vec![expect] }
+        Self::one_of(bundle, vec![expect])
     }
 
     pub fn one_of(bundle: Arc<TrustBundle>, expect: Vec<Expect>) -> Self {
-        Self { bundle, expect }
+        Self { bundle, expect, mandatory: true }
+    }
+
+    /// Clients may come without a certificate; one that is shown is verified all the same.
+    pub fn optional(self) -> Self {
+        Self { mandatory: false, ..self }
     }
 
     fn verify(
@@ -303,6 +309,10 @@ impl ClientCertVerifier for Verifier {
         &[]
     }
 
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
     fn verify_client_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -435,7 +445,8 @@ impl PeerIdentity {
     }
 }
 
-pub(crate) fn hex_sha256(bytes: &[u8]) -> String {
+/// Lower-case hex.
+pub fn hex_sha256(bytes: &[u8]) -> String {
     let Some(suite) = TLS13_AES_128_GCM_SHA256.tls13() else { return String::new() };
     let mut text = String::with_capacity(64);
     for byte in suite.common.hash_provider.hash(bytes).as_ref() {
