@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-control", &["weft-policy", "weft-tls", "weft-dialects", "weft-proto"]),
     ("meshctl", &["weft-policy", "weft-dialects"]),
     ("weft-sample", &[]),
-    ("weft-testkit", &[]),
+    ("weft-testkit", &["weft-proto"]),
 ];
 
 /// Crates that only some of ours may use directly.

@@ -4,7 +4,7 @@
 //! of them that all workers share and a rotation swaps. `verify` decides whether a peer is who it must be and gives every
 //! refusal one word (`reason`). `config` turns all that into rustls configs with the provider chosen here, never the
 //! process default. `socket` is the batching stream that both ends of a hop speak through, `hello` peeks at a TLS hello
-//! without starting a handshake.
+//! without starting a handshake. `request` makes a key and asks for its certificate.
 
 pub mod bundle;
 pub mod config;
@@ -12,6 +12,7 @@ pub mod hello;
 pub mod identity;
 pub mod material;
 pub mod reason;
+pub mod request;
 pub mod socket;
 pub mod verify;
 
@@ -21,5 +22,6 @@ pub use hello::{Hello, Peek};
 pub use identity::{Identity, TlsError};
 pub use material::{Live, Material};
 pub use reason::{HandshakeError, Reason};
+pub use request::Request;
 pub use socket::{ConnInfo, Ear, Flusher, MeshStream, Refusal, Stats, Taking};
 pub use verify::{Expect, PeerIdentity, hex_sha256};
