@@ -5,11 +5,12 @@
 //! `conflict.rs`'s to say, for each port and each kind of client.
 
 use crate::conflict;
+use crate::istio::peer_authentication;
 use crate::ledger::Ledger;
 use crate::object::{ObjectRef, Objects};
 use crate::reader::Source;
 use crate::world::{self, Clients, PodId, World};
-use crate::{Options, variants};
+use crate::{Options, proof, variants};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,8 +24,15 @@ pub struct Builder<'a> {
     pub addresses: BTreeMap<ServiceId, IpAddr>,
     /// Every pod, with a sidecar or without.
     pub pods: BTreeMap<PodId, crate::kubernetes::pod::Pod>,
+    pub workloads: Vec<crate::kubernetes::workload::Workload>,
     /// By the service they are of.
     pub slices: Vec<crate::kubernetes::endpoint_slice::Slice>,
+    /// Whose routes may send requests into other namespaces.
+    pub grants: Vec<crate::gateway::reference_grant::Grant>,
+    /// Matches that other objects name.
+    pub route_groups: Vec<crate::smi::http_route_group::HttpRouteGroup>,
+    /// Retries and timeouts that are said beside routes.
+    pub overlays: Vec<crate::overlay::Overlay>,
     /// What inbound listeners demand, of every scope.
     pub peer_authentications: Vec<crate::istio::peer_authentication::PeerAuthentication>,
 }
@@ -142,9 +150,22 @@ impl Service {
 
 impl<'a> Builder<'a> {
     pub fn new(objects: &'a Objects, options: &'a Options) -> Self {
-        let (services, pods, slices, peer_authentications) = Default::default();
+        let (services, pods, workloads, slices, peer_authentications) = Default::default();
+        let (grants, route_groups, overlays) = Default::default();
         let addresses = crate::kubernetes::addresses(objects);
-        Self { objects, options, services, addresses, pods, slices, peer_authentications }
+        Self {
+            objects,
+            options,
+            services,
+            addresses,
+            pods,
+            workloads,
+            slices,
+            grants,
+            route_groups,
+            overlays,
+            peer_authentications,
+        }
     }
 
     /// The Kubernetes Service that a host means to somebody of a namespace: `web`, `web.demo`, `web.demo.svc`,
@@ -171,15 +192,20 @@ impl<'a> Builder<'a> {
     pub fn finish(mut self, ledger: &mut Ledger) -> World {
         crate::kubernetes::endpoint_slice::fill(&mut self);
         let mut world = World::default();
-        let services = std::mem::take(&mut self.services);
-        let known: BTreeSet<ServiceId> = services.keys().cloned().collect();
         let mut outcome = conflict::Outcome::default();
+        let mut services = std::mem::take(&mut self.services);
+        services.values_mut().for_each(|s| s.refuse(&mut outcome));
+        let known: BTreeSet<ServiceId> = services.keys().cloned().collect();
+        crate::overlay::apply(&mut services, std::mem::take(&mut self.overlays), &mut outcome, ledger);
         for (id, service) in &services {
             let variants = service.variants(id, &known, &mut outcome);
             let endpoints = service.ports.iter().map(|(port, p)| (*port, Value::Array(p.endpoints.clone()))).collect();
             world.services.insert(id.clone(), world::Service { variants, endpoints });
         }
         conflict::tell(&outcome, ledger);
+        for (loser, winner) in peer_authentication::losers(&self) {
+            conflict::lost(&loser, &winner.object, "its own scope", ledger);
+        }
         self.services = services;
         world.pods = crate::kubernetes::pod::documents(&self);
         world
@@ -187,6 +213,21 @@ impl<'a> Builder<'a> {
 }
 
 impl Service {
+    /// Drops what proxies would refuse: an object as a whole, so that half of it is never in force.
+    fn refuse(&mut self, outcome: &mut conflict::Outcome) {
+        self.routes.retain(|set| {
+            let order = if set.order == Order::FirstMatch { "firstMatch" } else { "gatewayApi" };
+            let wrong = set.routes.iter().find_map(|r| proof::route(&r.what, order).err());
+            outcome.judge(&set.from, wrong)
+        });
+        self.splits.retain(|s| outcome.judge(&s.from, proof::route(&json!({"to": s.to}), "gatewayApi").err()));
+        self.policies.retain(|set| {
+            let mut all = std::iter::once(&set.policy).chain(set.subsets.iter().map(|s| &s.policy));
+            let wrong = all.find_map(|p| proof::policy(&Value::Object(p.clone())).err());
+            outcome.judge(&set.from, wrong)
+        });
+    }
+
     fn variants(
         &self,
         id: &ServiceId,
@@ -234,9 +275,9 @@ impl Service {
                     }
                 }
             }
-            // Somebody has routes here, and none of them is for these clients: nothing matches, as with a closed door.
-            if routes.is_empty() && !chosen.sets.is_empty() {
-                routes.push(json!({"name": "no-route", "respond": {"status": 404}}));
+            // Somebody has routes here, and none of them is for these clients or this port: nothing matches.
+            if routes.is_empty() && !chosen.sets.is_empty() && port.protocol != "tcp" {
+                routes.push(json!({"name": "none", "match": {"port": if *number == 1 { 2 } else { 1 }}}));
             }
             name_apart(&mut routes);
             routes.iter().for_each(|r| refers_to(r, id, &mut refers));

@@ -61,7 +61,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         }
     }
 
-    spec.ignored("Kubernetes' own");
+    spec.rest_ignored("Kubernetes' own");
 
     let ip = status.and_then(|s| text(field(s, "podIP")?));
     let more = match status.and_then(|s| field(s, "podIPs")).map(|n| &n.value) {
