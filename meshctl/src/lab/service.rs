@@ -4,8 +4,10 @@ use super::manifest::{DEFAULT_NAMESPACE, json, list, port, text, texts};
 use super::workload::Target;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use weft_dialects::kubernetes::addresses;
 use weft_dialects::object::Objects;
+use weft_policy::id::ServiceId;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -63,7 +65,11 @@ pub fn services(objects: &Objects, problems: &mut Vec<String>) -> Vec<Service> {
     for object in objects.of("", "Service") {
         let spec = &json(&object.node)["spec"];
         let namespace = if object.namespace.is_empty() { DEFAULT_NAMESPACE } else { &object.namespace };
-        let address = addresses.get(&(namespace.to_string(), object.name.clone()));
+        let address = match addresses.get(&ServiceId::new(&object.namespace, &object.name)) {
+            Some(IpAddr::V4(address)) => Some(address),
+            // Pods have IPv4 here.
+            Some(IpAddr::V6(_)) | None => None,
+        };
         let kind = match (spec["type"].as_str(), spec["clusterIP"].as_str(), address) {
             (Some("ExternalName"), ..) => Kind::External(text(&spec["externalName"]).unwrap_or_default()),
             (_, Some("None"), _) => Kind::Headless,
@@ -90,17 +96,6 @@ pub fn services(objects: &Objects, problems: &mut Vec<String>) -> Vec<Service> {
         });
     }
     found
-}
-
-/// The address of each Service that has one.
-fn addresses(objects: &Objects) -> BTreeMap<(String, String), Ipv4Addr> {
-    let mut taken = BTreeMap::new();
-    for (next, object) in (1u32..).zip(objects.of("", "Service")) {
-        let namespace = if object.namespace.is_empty() { DEFAULT_NAMESPACE } else { &object.namespace };
-        let [a, b, c, d] = (u32::from(Ipv4Addr::new(10, 96, 0, 0)) + next).to_be_bytes();
-        taken.insert((namespace.to_string(), object.name.clone()), Ipv4Addr::new(a, b, c, d));
-    }
-    taken
 }
 
 impl Pod {
