@@ -153,7 +153,7 @@ pub fn rule(
 fn destination(field: &Field<'_>, backends: &Backends<'_>) -> Map<String, Value> {
     let filters = filters::of_backend(field);
     let weight = field.get("weight").map_or(Some(1), |w| w.int(0, 1_000_000));
-    let mut to = match (backends.resolve(field), filters.impossible) {
+    let mut to = match (backends.resolve(field, "its share is answered with 500"), filters.impossible) {
         (Some(to), false) => to,
         (Some(_), true) => {
             field.ignored("its share is answered with 500, for one of its filters cannot be done");
