@@ -46,7 +46,7 @@ pub fn translate(
         }
     }
     if parents.is_empty() {
-        return;
+        return spec.ignored("attached to no Service that is here");
     }
     for parent in parents {
         let producer = *parent.service.namespace == *object.namespace;
@@ -71,16 +71,22 @@ pub fn translate(
 /// is left out.
 fn proven(rule: &Field<'_>, mut route: Map<String, Value>) -> Option<Value> {
     let whole = Value::Object(route.clone());
-    match proof::route(&whole, "gatewayApi") {
+    let why = match proof::route(&whole, "gatewayApi") {
         Ok(warnings) => {
             warnings.iter().for_each(|w| rule.warn(None, w.clone(), ""));
             return Some(whole);
         }
-        Err(why) => rule.fail::<()>(why, ""),
+        Err(why) => why,
     };
     closed(&mut route);
     let closed = Value::Object(route);
-    proof::route(&closed, "gatewayApi").is_ok().then_some(closed)
+    match proof::route(&closed, "gatewayApi") {
+        Ok(_) => {
+            rule.fail::<()>(format!("{why}; its requests are answered with 500"), "");
+            Some(closed)
+        }
+        Err(_) => rule.fail(format!("{why}; it is left out"), ""),
+    }
 }
 
 /// Answers 500, whatever else it says.
