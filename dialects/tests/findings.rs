@@ -28,6 +28,12 @@ fn traps() {
     let deployment = |labels: &str| {
         format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web, labels: {labels}}}\nspec: {{}}\n---\n")
     };
+    let template = |port: &str| {
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\n\
+             spec: {{template: {{metadata: {{labels: {{app: web}}}}, spec: {{containers: [{{ports: [{port}]}}]}}}}}}\n---\n"
+        )
+    };
     let subset = |labels: &str| destination(&format!("{{host: web, subsets: [{{name: a, labels: {labels}}}]}}"));
     let peer = |namespace: &str, spec: &str| {
         format!(
@@ -48,6 +54,7 @@ fn traps() {
             subset("{version: v1}") + &rule("{hosts: [web], http: [{route: [{destination: {host: web, subset: a}}]}]}"),
         ),
         ("G7", destination("{host: gone}"), destination("{host: web}")),
+        ("G7", template("{containerPort: 81}"), template("{containerPort: 80}")),
         ("G8", retries(""), retries(", retryOn: 5xx")),
         ("G10", deployment("{version: v2}") + &subset("{version: v2}"), subset("{version: v2}")),
         (
@@ -154,4 +161,23 @@ fn auto_mtls_needs_no_rule() {
     let entry = &trial::entries(&trial::whole(&service.variants[0], &service.endpoints))[0];
     assert_eq!(entry.backends.policy.tls, weft_policy::mtls::UpstreamTls::Auto);
     assert_eq!(service.endpoints[&80][0]["identity"], "spiffe://cluster.local/ns/default/sa/default");
+}
+
+/// Two VirtualServices of two namespaces about one outside host: one service, and the older rule's routes.
+#[test]
+fn an_outside_host_is_one_service() {
+    let outside = |namespace: &str, timeout: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: out, namespace: {namespace}}}\n\
+             spec: {{hosts: [api.example.com], http: [{{timeout: {timeout}, route: [{{destination: {{host: web.default}}}}]}}]}}\n---\n"
+        )
+    };
+    let (world, ledger) = trial::world(&format!("{SERVICE}{}{}", outside("one", "1s"), outside("two", "2s")));
+    let names: Vec<String> = world.services.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["web.default", "api.example.com.external"]);
+    let id = weft_policy::id::ServiceId::new("external", "api.example.com");
+    let route = &world.services[&id].variants[0].document["ports"][0]["routes"][0];
+    assert_eq!(route["timeout"]["request"], "1s");
+    assert_eq!(route["to"], serde_json::json!([{"service": "web", "namespace": "default"}]));
+    assert!(trial::findings(&ledger).contains("virtualservice/out.one wins"));
 }

@@ -274,6 +274,15 @@ fn splits_hold_the_share_of_what_is_missing_on_the_others() {
     asked(&world, "demo", &[("GET /a", "v1 50, v2 50"), ("GET /", "v1 50, v2 50")]);
 }
 
+/// What is said beside routes does not stand in a split's way.
+#[test]
+fn splits_go_with_annotations() {
+    let text = annotated("retry.linkerd.io/http: 5xx") + &services(&["v1", "v2"]).replace("10.96.1", "10.96.2");
+    let (world, _) = world(&(text + &split("{service: v1, weight: 3}, {service: v2, weight: 1}")));
+    asked(&world, "demo", &[("GET /", "v1 75, v2 25")]);
+    assert_eq!(entry(&world, "web", "demo").config.routes[0].retry.as_ref().map(|r| r.attempts), Some(1));
+}
+
 #[test]
 fn dialects_win_in_one_order() {
     let base = services(&["web", "vs", "producer", "consumer", "split"]);
@@ -365,23 +374,34 @@ fn budgets() {
     }
 }
 
-/// G3: on a profile the annotation means nothing to Linkerd; here it is the Service's pods that demand mesh mTLS.
+/// G3: on a profile the annotation means nothing to Linkerd; here it is the Service's pods that demand mesh mTLS. A namespace's
+/// is for all of it, and a pod's wins.
 #[test]
-fn strict_by_profile() {
-    let pod = |app: &str| {
+fn strict_by_annotation() {
+    const ANNOTATION: &str = "config.linkerd.io/default-inbound-policy";
+    let pod = |app: &str, more: &str| {
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {app}, namespace: demo, labels: {{app: {app}}}, annotations: \
-             {{weft.dev/sidecar: \"true\"}}}}\nspec: {{serviceAccountName: a}}\nstatus: {{podIP: 10.1.0.1}}\n---\n"
+             {{weft.dev/sidecar: \"true\"{more}}}}}\nspec: {{serviceAccountName: a}}\nstatus: {{podIP: 10.1.0.1}}\n---\n"
         )
     };
-    let text = profile("demo", "  routes: []\n").replace(
-        "namespace: demo}",
-        "namespace: demo, annotations: {config.linkerd.io/default-inbound-policy: all-authenticated}}",
+    let profile = profile("demo", "  routes: []\n")
+        .replace("namespace: demo}", &format!("namespace: demo, annotations: {{{ANNOTATION}: all-authenticated}}}}"));
+    let namespace = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: demo, annotations: {{{ANNOTATION}: all-authenticated}}}}\n---\n"
     );
-    let (world, ledger) = world(&(services(&["web", "other"]) + &pod("web") + &pod("other") + &text));
-    let modes: Vec<_> = world.pods.values().map(|p| p.document["listeners"][1]["mtls"].clone()).collect();
-    assert_eq!(modes, ["permissive", "strict"]);
-    assert!(ledger.findings.iter().any(|f| f.reference == Some("G3")));
+    let open = format!(", {ANNOTATION}: all-unauthenticated");
+    for (text, other, web, told) in [
+        (pod("other", "") + &pod("web", "") + &profile, "permissive", "strict", true),
+        (pod("other", "") + &pod("web", "") + &namespace, "strict", "strict", false),
+        (pod("other", &open) + &pod("web", "") + &namespace, "permissive", "strict", false),
+        (pod("other", "") + &pod("web", ""), "permissive", "permissive", false),
+    ] {
+        let (world, ledger) = world(&(services(&["web", "other"]) + &text));
+        let modes: Vec<_> = world.pods.values().map(|p| p.document["listeners"][1]["mtls"].clone()).collect();
+        assert_eq!(modes, [other, web]);
+        assert_eq!(ledger.findings.iter().any(|f| f.reference == Some("G3")), told);
+    }
 }
 
 /// G18: nobody is stopped, and everybody is told.
@@ -417,4 +437,122 @@ fn annotations_of_a_route_stand_in_the_place_of_its_services() {
         let found = (retry.attempts, seconds(retry.per_try_timeout), seconds(found.timeout.request));
         assert_eq!(found, (attempts, per_try, Some(request)), "{route}");
     }
+}
+
+/// A port's own policy comes before the Service's, and each fills in what the one before left open.
+#[test]
+fn policies_of_a_port_come_first() {
+    let policy = |name: &str, section: &str, rest: &str| {
+        format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: demo}}\nspec: \
+             {{targetRefs: [{{group: \"\", kind: Service, name: web{section}}}], {rest}}}\n---\n"
+        )
+    };
+    let all =
+        policy("all", "", "breaker: {maxRequests: 9}, http: http1, timeout: {request: 9s, idle: 9s}, retry: {on: 5xx}");
+    let port = policy("port", ", sectionName: http", "breaker: {maxRequests: 1}, timeout: {request: 1s}");
+    let (world, ledger) = world(&(services(&["web"]) + &all + &port));
+    let entry = entry(&world, "web", "demo");
+    let (route, policy) = (&entry.config.routes[0], &entry.backends.policy);
+    assert_eq!((policy.breaker.max_requests, policy.http), (Some(1), weft_policy::backend::Http::Http1));
+    assert_eq!((route.timeout.request.map(|t| t.as_secs()), route.timeout.idle), (Some(1), None));
+    assert!(route.retry.is_some() && !ledger.has_errors());
+}
+
+/// Nobody speaks for the Services of another namespace.
+#[test]
+fn other_namespaces_are_left_alone() {
+    let split = "apiVersion: split.smi-spec.io/v1alpha2\nkind: TrafficSplit\nmetadata: {name: s, namespace: team}\nspec: \
+                 {service: web.demo, backends: [{service: near.demo, weight: 1}]}\n---\n";
+    let native = "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: t, namespace: team}\nspec: \
+                  {targetRefs: [{kind: Service, name: web}], timeout: {request: 1s}}\n---\n";
+    let profile =
+        profile("team", "  opaquePorts: [80]\n  dstOverrides: [{authority: near.demo.svc.cluster.local, weight: 1}]");
+    let base = services(&["web", "near"]);
+    let (before, _) = world(&base);
+    let (after, ledger) = world(&(base + split + native + &profile));
+    assert_eq!(entry(&before, "web", "demo"), entry(&after, "web", "demo"));
+    asked(&after, "demo", &[("GET /", "web")]);
+    asked(&after, "team", &[("GET /", "near")]);
+    assert_eq!(ledger.findings.len(), 2, "{}", trial::findings(&ledger));
+}
+
+/// Whatever stands at any place of any manifest: nothing panics, and proxies take all that comes out.
+#[test]
+fn hostile_manifests() {
+    use std::sync::Arc;
+    use weft_dialects::{Options, translate};
+    use weft_policy::doc::{Node, Value};
+
+    fn paths(node: &Node, here: &mut Vec<usize>, out: &mut Vec<Vec<usize>>) {
+        let below: Vec<&Node> = match &node.value {
+            Value::Map(items) => items.iter().map(|(.., node)| node).collect(),
+            Value::List(items) => items.iter().collect(),
+            _ => Vec::new(),
+        };
+        out.push(here.clone());
+        for (i, node) in below.into_iter().enumerate() {
+            here.push(i);
+            paths(node, here, out);
+            here.pop();
+        }
+    }
+    fn at<'n>(node: &'n mut Node, path: &[usize]) -> &'n mut Node {
+        let Some((first, rest)) = path.split_first() else { return node };
+        match &mut node.value {
+            Value::Map(items) => at(&mut items[*first].2, rest),
+            Value::List(items) => at(&mut items[*first], rest),
+            _ => panic!("{path:?} leads nowhere"),
+        }
+    }
+    let text = |t: &str| Value::Text(t.into());
+    let empty = |value| Node { at: Default::default(), value };
+    let strange = [
+        Value::Null,
+        Value::Int(-1),
+        Value::Int(i64::MAX),
+        Value::Float(f64::MAX),
+        text(""),
+        text("%\u{0}\n../*?#[("),
+        text(&"a.".repeat(400)),
+        text("18446744073709551615k"),
+        Value::List(vec![empty(Value::Null), empty(Value::Map(Vec::new()))]),
+        Value::Map(vec![("Host".into(), Default::default(), empty(text("*")))]),
+    ];
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/routes");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|p| p.extension().is_some_and(|e| e == "yaml"));
+    files.sort();
+    let mut tried = 0usize;
+    for file in files {
+        let objects = trial::objects(&std::fs::read_to_string(&file).unwrap());
+        for (i, object) in objects.0.iter().enumerate().filter(|(_, o)| !["Service", "Pod"].contains(&&*o.kind)) {
+            let mut all = Vec::new();
+            paths(&object.node, &mut Vec::new(), &mut all);
+            // Every third place, and another value at each.
+            for path in all.into_iter().step_by(3) {
+                let mut objects = objects.clone();
+                let mut changed = (**object).clone();
+                at(&mut changed.node, &path).value = strange[tried % strange.len()].clone();
+                objects.0[i] = Arc::new(changed);
+                let (world, _) = translate(&objects, &Options::default());
+                trial::check(&world);
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 300, "{tried}");
+}
+
+/// The example of the docs does what it says.
+#[test]
+fn the_documented_policy() {
+    let docs = include_str!("../../docs/traffic-policy.md");
+    let example = docs.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let (world, ledger) = world(&(services(&["reviews"]) + example));
+    assert!(ledger.findings.is_empty(), "{}", trial::findings(&ledger));
+    let entry = entry(&world, "reviews", "demo");
+    assert_eq!(entry.backends.policy.breaker.max_connections, Some(100));
+    assert!(entry.backends.policy.outlier.is_some() && entry.backends.policy.budget.is_some());
+    assert_eq!(entry.config.routes[0].retry.as_ref().map(|r| r.attempts), Some(3));
 }
