@@ -5,15 +5,19 @@
 //! `conflict.rs`'s to say, for each port and each kind of client.
 
 use crate::conflict;
+use crate::istio::peer_authentication;
 use crate::ledger::Ledger;
 use crate::object::{ObjectRef, Objects};
 use crate::reader::Source;
 use crate::world::{self, Clients, PodId, World};
-use crate::{Options, variants};
+use crate::{Options, proof, variants};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_policy::id::ServiceId;
+
+/// The namespace of hosts that are no Services.
+pub const EXTERNAL: &str = "external";
 
 pub struct Builder<'a> {
     pub objects: &'a Objects,
@@ -23,8 +27,15 @@ pub struct Builder<'a> {
     pub addresses: BTreeMap<ServiceId, IpAddr>,
     /// Every pod, with a sidecar or without.
     pub pods: BTreeMap<PodId, crate::kubernetes::pod::Pod>,
+    pub workloads: Vec<crate::kubernetes::workload::Workload>,
     /// By the service they are of.
     pub slices: Vec<crate::kubernetes::endpoint_slice::Slice>,
+    /// Whose routes may send requests into other namespaces.
+    pub grants: Vec<crate::gateway::reference_grant::Grant>,
+    /// Matches that other objects name.
+    pub route_groups: Vec<crate::smi::http_route_group::HttpRouteGroup>,
+    /// Retries and timeouts that are said beside routes.
+    pub overlays: Vec<crate::overlay::Overlay>,
     /// What inbound listeners demand, of every scope.
     pub peer_authentications: Vec<crate::istio::peer_authentication::PeerAuthentication>,
 }
@@ -120,6 +131,15 @@ pub struct Subset {
     pub policy: Map<String, Value>,
 }
 
+impl Subset {
+    fn document(&self) -> Value {
+        match self.policy.is_empty() {
+            true => json!({"name": self.name, "labels": self.labels}),
+            false => json!({"name": self.name, "labels": self.labels, "policy": self.policy}),
+        }
+    }
+}
+
 impl Service {
     pub fn add_routes(&mut self, set: RouteSet) {
         self.routes.push(set);
@@ -142,9 +162,22 @@ impl Service {
 
 impl<'a> Builder<'a> {
     pub fn new(objects: &'a Objects, options: &'a Options) -> Self {
-        let (services, pods, slices, peer_authentications) = Default::default();
+        let (services, pods, workloads, slices, peer_authentications) = Default::default();
+        let (grants, route_groups, overlays) = Default::default();
         let addresses = crate::kubernetes::addresses(objects);
-        Self { objects, options, services, addresses, pods, slices, peer_authentications }
+        Self {
+            objects,
+            options,
+            services,
+            addresses,
+            pods,
+            workloads,
+            slices,
+            grants,
+            route_groups,
+            overlays,
+            peer_authentications,
+        }
     }
 
     /// The Kubernetes Service that a host means to somebody of a namespace: `web`, `web.demo`, `web.demo.svc`,
@@ -154,32 +187,59 @@ impl<'a> Builder<'a> {
         self.services.get(&id).is_some_and(|s| s.object.is_some()).then_some(id)
     }
 
-    /// The service that a host is, made if it is none yet: one without endpoints, which only its routes lead on from.
-    pub fn host(&mut self, host: &str, namespace: &str) -> ServiceId {
+    /// The service that a host is, made if it is none yet: one without endpoints, which only its routes lead on from. `None`:
+    /// it is no host. Whoever speaks of a host that is no Service speaks of the same one, whatever its namespace.
+    pub fn host(&mut self, host: &str, namespace: &str) -> Option<ServiceId> {
         if let Some(id) = self.resolve(host, namespace) {
-            return id;
+            return Some(id);
         }
-        let id = ServiceId::new(namespace, &host.replace('*', "any"));
-        let service = self.services.entry(id.clone()).or_default();
-        if service.hosts.is_empty() {
-            service.hosts.push(For { clients: Clients::default(), what: host.into() });
+        let there = |ns: &str| {
+            let named = self.objects.of("", "Namespace").any(|o| o.name == ns);
+            ns == namespace || named || self.services.keys().any(|id| &*id.namespace == ns)
+        };
+        // `example.com` looks like a Service of namespace `com`.
+        let own = service_of(host, namespace, &self.options.cluster_domain).filter(|id| there(&id.namespace));
+        let (id, hosts) = match own {
+            Some(id) => {
+                let hosts = crate::kubernetes::service::hosts(&id, &self.options.cluster_domain);
+                (id, hosts)
+            }
+            None => {
+                let any = For { clients: Clients::default(), what: host.to_string() };
+                (ServiceId::new(EXTERNAL, &host.replace('*', "any")), vec![any])
+            }
+        };
+        let service = Service { hosts, ..Service::default() };
+        if service.names_are_wrong(&id).is_some() {
+            return None;
         }
-        id
+        self.services.entry(id.clone()).or_insert(service);
+        Some(id)
     }
 
     /// Everything, put together; losers are told in the ledger, which has every object's entries by now.
     pub fn finish(mut self, ledger: &mut Ledger) -> World {
         crate::kubernetes::endpoint_slice::fill(&mut self);
         let mut world = World::default();
-        let services = std::mem::take(&mut self.services);
-        let known: BTreeSet<ServiceId> = services.keys().cloned().collect();
         let mut outcome = conflict::Outcome::default();
+        let mut services = std::mem::take(&mut self.services);
+        services.values_mut().for_each(|s| s.refuse(&mut outcome));
+        services.retain(|id, s| match s.names_are_wrong(id).zip(s.object.clone()) {
+            Some((why, object)) => outcome.refuse(&object, self.objects, why),
+            None => true,
+        });
+        one_owner_each(&mut services, &mut outcome, self.objects);
+        let known: BTreeSet<ServiceId> = services.keys().cloned().collect();
+        crate::overlay::apply(&mut services, std::mem::take(&mut self.overlays), &mut outcome, ledger);
         for (id, service) in &services {
             let variants = service.variants(id, &known, &mut outcome);
             let endpoints = service.ports.iter().map(|(port, p)| (*port, Value::Array(p.endpoints.clone()))).collect();
             world.services.insert(id.clone(), world::Service { variants, endpoints });
         }
         conflict::tell(&outcome, ledger);
+        for (loser, winner) in peer_authentication::losers(&self) {
+            conflict::lost(&loser, &winner.object, "its own scope", ledger);
+        }
         self.services = services;
         world.pods = crate::kubernetes::pod::documents(&self);
         world
@@ -187,6 +247,34 @@ impl<'a> Builder<'a> {
 }
 
 impl Service {
+    /// What a proxy would say of its names.
+    fn names_are_wrong(&self, id: &ServiceId) -> Option<String> {
+        let hosts: Vec<&str> = self.hosts.iter().map(|h| h.what.as_str()).collect();
+        // Names that an ExternalName gives; the others' endpoints are addresses.
+        let endpoints = self.ports.values().flat_map(|p| &p.endpoints).find(|e| e.get("dns").is_some());
+        let endpoints: Vec<&Value> = endpoints.into_iter().collect();
+        let document = json!({
+            "name": &*id.name, "namespace": &*id.namespace, "hosts": hosts, "addresses": self.addresses, "port": 1,
+            "endpoints": endpoints,
+        });
+        proof::service(&document).err()
+    }
+
+    /// Drops what proxies would refuse: an object as a whole, so that half of it is never in force.
+    fn refuse(&mut self, outcome: &mut conflict::Outcome) {
+        self.routes.retain(|set| {
+            let order = if set.order == Order::FirstMatch { "firstMatch" } else { "gatewayApi" };
+            let wrong = set.routes.iter().find_map(|r| proof::route(&r.what, order).err());
+            outcome.judge(&set.from, wrong)
+        });
+        self.splits.retain(|s| outcome.judge(&s.from, proof::route(&json!({"to": s.to}), "gatewayApi").err()));
+        self.policies.retain(|set| {
+            let mut document = json!({"name": "any", "namespace": "any", "port": 1, "policy": set.policy});
+            document["subsets"] = set.subsets.iter().map(Subset::document).collect();
+            outcome.judge(&set.from, proof::service(&document).err())
+        });
+    }
+
     fn variants(
         &self,
         id: &ServiceId,
@@ -234,9 +322,9 @@ impl Service {
                     }
                 }
             }
-            // Somebody has routes here, and none of them is for these clients: nothing matches, as with a closed door.
-            if routes.is_empty() && !chosen.sets.is_empty() {
-                routes.push(json!({"name": "no-route", "respond": {"status": 404}}));
+            // Somebody has routes here, and none of them is for these clients or this port: nothing matches.
+            if routes.is_empty() && !chosen.sets.is_empty() && port.protocol != "tcp" {
+                routes.push(json!({"name": "none", "match": {"port": if *number == 1 { 2 } else { 1 }}}));
             }
             name_apart(&mut routes);
             routes.iter().for_each(|r| refers_to(r, id, &mut refers));
@@ -257,11 +345,7 @@ impl Service {
                 doc["policy"] = Value::Object(policy.policy);
             }
             if !policy.subsets.is_empty() {
-                let subset = |s: &Subset| match s.policy.is_empty() {
-                    true => json!({"name": s.name, "labels": s.labels}),
-                    false => json!({"name": s.name, "labels": s.labels, "policy": s.policy}),
-                };
-                doc["subsets"] = policy.subsets.iter().map(subset).collect();
+                doc["subsets"] = policy.subsets.iter().map(Subset::document).collect();
             }
             ports.push(doc);
         }
@@ -279,6 +363,23 @@ impl Service {
         from.sort();
         from.dedup();
         world::Variant { clients: class.clients, document, refers, from }
+    }
+}
+
+/// An address and port that several Services claim is the first one's: a proxy could not tell them apart.
+fn one_owner_each(services: &mut BTreeMap<ServiceId, Service>, outcome: &mut conflict::Outcome, objects: &Objects) {
+    let mut owners: BTreeMap<(String, u16), ServiceId> = BTreeMap::new();
+    for (id, service) in services {
+        let Service { addresses, ports, object, .. } = service;
+        addresses.retain(|address| {
+            let taken = ports.keys().find_map(|port| owners.get(&(address.clone(), *port)));
+            if let Some((owner, object)) = taken.zip(object.as_ref()) {
+                outcome.refuse(object, objects, format!("{address} is the address of {owner} too, which keeps it"));
+                return false;
+            }
+            owners.extend(ports.keys().map(|port| ((address.clone(), *port), id.clone())));
+            true
+        });
     }
 }
 

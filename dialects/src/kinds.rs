@@ -3,7 +3,7 @@
 use crate::builder::Builder;
 use crate::object::{Object, field};
 use crate::reader::Reader;
-use crate::{istio, kubernetes};
+use crate::{gateway, istio, kubernetes, linkerd, native, smi};
 use weft_policy::diag::Severity;
 use weft_policy::doc::Value;
 
@@ -32,6 +32,12 @@ const fn kind(
 
 const NETWORKING: &str = "networking.istio.io";
 const SECURITY: &str = "security.istio.io";
+const GATEWAY: &str = "gateway.networking.k8s.io";
+/// Linkerd's copy of HTTPRoute is in its policies' group.
+const LINKERD_POLICY: &str = "policy.linkerd.io";
+const LINKERD_ROUTE: &[&str] = &["v1beta3", "v1beta2", "v1beta1", "v1alpha1"];
+const HTTP_ROUTE: &[&str] = &["v1", "v1beta1", "v1alpha2"];
+const SPLIT: &[&str] = &["v1alpha4", "v1alpha3", "v1alpha2", "v1alpha1"];
 const ISTIO: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
 /// In the order in which they are translated: what others refer to comes first. A kind may be here more than once.
@@ -51,6 +57,18 @@ pub const KINDS: &[Kind] = &[
     kind("", "ServiceAccount", &["v1"], kubernetes::without_effect),
     kind(NETWORKING, "DestinationRule", ISTIO, istio::destination_rule::translate),
     kind(NETWORKING, "VirtualService", ISTIO, istio::virtual_service::translate),
+    kind(GATEWAY, "ReferenceGrant", &["v1", "v1beta1", "v1alpha2"], gateway::reference_grant::translate),
+    kind(GATEWAY, "HTTPRoute", HTTP_ROUTE, gateway::http_route::translate),
+    kind(GATEWAY, "GRPCRoute", &["v1", "v1alpha2"], gateway::grpc_route::translate),
+    kind(LINKERD_POLICY, "HTTPRoute", LINKERD_ROUTE, gateway::http_route::translate),
+    kind("", "Service", &["v1"], linkerd::annotations::service),
+    kind(GATEWAY, "HTTPRoute", HTTP_ROUTE, linkerd::annotations::route),
+    kind(GATEWAY, "GRPCRoute", &["v1", "v1alpha2"], linkerd::annotations::route),
+    kind(LINKERD_POLICY, "HTTPRoute", LINKERD_ROUTE, linkerd::annotations::route),
+    kind("linkerd.io", "ServiceProfile", &["v1alpha2"], linkerd::service_profile::translate),
+    kind("specs.smi-spec.io", "HTTPRouteGroup", SPLIT, smi::http_route_group::translate),
+    kind("split.smi-spec.io", "TrafficSplit", SPLIT, smi::traffic_split::translate),
+    kind("weft.dev", "TrafficPolicy", &["v1alpha1"], native::traffic_policy::translate),
     kind(SECURITY, "PeerAuthentication", &["v1", "v1beta1"], istio::peer_authentication::translate),
 ];
 

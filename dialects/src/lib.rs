@@ -9,12 +9,19 @@
 
 pub mod builder;
 pub mod conflict;
+pub mod gateway;
 pub mod istio;
 pub mod kinds;
 pub mod kubernetes;
 pub mod ledger;
+pub mod linkerd;
+pub mod native;
 pub mod object;
+pub mod overlay;
+mod proof;
+mod quantity;
 pub mod reader;
+pub mod smi;
 mod variants;
 pub mod world;
 

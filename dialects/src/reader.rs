@@ -74,6 +74,11 @@ impl<'o> Reader<'o> {
         Some((value, self.object.node.locate(&format!("metadata.annotations.{name}"))))
     }
 
+    /// The same as a field, which is listed once it is marked.
+    pub fn annotated(&self, name: &str) -> Option<Field<'_>> {
+        self.root().get("metadata")?.get("annotations")?.get(name)
+    }
+
     pub fn finding(
         &self,
         severity: Severity,
@@ -112,6 +117,11 @@ impl<'o> Reader<'o> {
                     self.list(key.clone(), *at, node, None, &mut out);
                 }
             }
+        }
+        for (path, verdict) in self.verdicts.borrow().iter().filter(|(p, _)| p.starts_with("metadata.annotations.")) {
+            let (object, file) = (self.object.reference(), self.object.file.clone());
+            let at = self.object.node.locate(path);
+            out.push(Entry { object, file, field: path.clone(), at, verdict: verdict.clone() });
         }
         ledger.entries.extend(out);
         ledger.findings.extend(self.findings.take());
@@ -321,7 +331,15 @@ impl<'r> Field<'r> {
         self.reader.mark(&self.path, Verdict::Differently(how.into()));
     }
 
+    /// This field and all below it, read or not.
     pub fn ignored(&self, why: impl Into<String>) {
+        let below = |path: &String| path.strip_prefix(&self.path).is_some_and(is_below);
+        self.reader.verdicts.borrow_mut().retain(|path, _| !below(path));
+        self.rest_ignored(why);
+    }
+
+    /// What nobody has asked for of all below this field.
+    pub fn rest_ignored(&self, why: impl Into<String>) {
         self.reader.mark(&self.path, Verdict::Ignored(why.into()));
     }
 
@@ -338,6 +356,11 @@ impl<'r> Field<'r> {
         self.ignored(message.clone());
         self.reader.finding(Severity::Error, None, &self.path, message, hint);
         None
+    }
+
+    /// What becomes of the field is said apart.
+    pub fn find(&self, severity: Severity, reference: Option<&'static str>, message: impl Into<String>, hint: &str) {
+        self.reader.finding(severity, reference, &self.path, message, hint);
     }
 
     /// A warning; what becomes of the field is said apart.

@@ -40,14 +40,23 @@ pub fn classes<'c>(conditions: impl Iterator<Item = &'c Clients>) -> Vec<Class> 
             let holds: Vec<Clients> =
                 distinct.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, c)| (*c).clone()).collect();
             let clients = holds.iter().try_fold(Clients::default(), |all, one| both(&all, one))?;
-            Some(Class { clients, holds })
+            // A set that brings others with it is one with those.
+            let whole = distinct.iter().all(|c| holds.contains(c) || !implies(&clients, c));
+            whole.then_some(Class { clients, holds })
         })
         .collect();
     classes.sort_by_key(|c| std::cmp::Reverse(c.holds.len()));
     classes
 }
 
-/// Clients of either condition; `None` if there can be none.
+/// Whether all of these clients are of those.
+fn implies(these: &Clients, those: &Clients) -> bool {
+    let namespaces =
+        those.namespaces.is_empty() || (!these.namespaces.is_empty() && these.namespaces.is_subset(&those.namespaces));
+    namespaces && those.labels.iter().all(|(k, v)| these.labels.get(k) == Some(v))
+}
+
+/// Clients of both conditions; `None` if there can be none.
 fn both(a: &Clients, b: &Clients) -> Option<Clients> {
     let namespaces: BTreeSet<String> = match (a.namespaces.is_empty(), b.namespaces.is_empty()) {
         (true, _) => b.namespaces.clone(),

@@ -57,7 +57,8 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         let is = |name: &str| conditions.as_ref().and_then(|c| c.get(name)?.bool());
         let (ready, serving, terminating) = (is("ready"), is("serving"), is("terminating").unwrap_or(false));
         let pod = field.get("targetRef").and_then(|target| {
-            target.honoured();
+            target.ignore("uid", "pods are known by their names");
+            target.ignore("apiVersion", "pods are known by their names");
             let namespace = target.get("namespace").and_then(|f| f.text()).unwrap_or(object.namespace.clone());
             let pod = target.get("kind").and_then(|f| f.text()).as_deref() == Some("Pod");
             let name = target.get("name").and_then(|f| f.text()).filter(|_| pod)?;

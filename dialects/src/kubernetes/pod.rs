@@ -57,11 +57,14 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
             let number = port.get("containerPort").and_then(|f| f.port());
             let name = port.get("name").and_then(|f| f.text());
             ports.extend(number);
+            if name.is_none() {
+                port.ignored("only ports with a name are referred to");
+            }
             named.extend(name.zip(number));
         }
     }
 
-    spec.ignored("Kubernetes' own");
+    spec.rest_ignored("Kubernetes' own");
 
     let ip = status.and_then(|s| text(field(s, "podIP")?));
     let more = match status.and_then(|s| field(s, "podIPs")).map(|n| &n.value) {

@@ -44,7 +44,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         object: Some(object.reference()),
         labels: object.labels.clone(),
         annotations: object.annotations.clone(),
-        selector: spec.get("selector").map(|f| f.texts()).unwrap_or_default(),
+        selector: spec.get("selector").map(|f| f.texts()).filter(|_| !external).unwrap_or_default(),
         not_ready_too: spec.get("publishNotReadyAddresses").and_then(|f| f.bool()).unwrap_or(false),
         headless,
         hosts: hosts(&id, &b.options.cluster_domain),
@@ -73,7 +73,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
 }
 
 /// Short names are for clients of the same namespace: elsewhere they mean another service.
-fn hosts(id: &ServiceId, domain: &str) -> Vec<For<String>> {
+pub fn hosts(id: &ServiceId, domain: &str) -> Vec<For<String>> {
     let (name, namespace) = (&id.name, &id.namespace);
     let own = Clients { namespaces: [namespace.to_string()].into(), labels: BTreeMap::new() };
     let any = |what| For { clients: Clients::default(), what };
