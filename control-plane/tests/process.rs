@@ -8,7 +8,7 @@ use rig::{SERVER, SOON, Stream, get, identity, request, sign};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use weft_testkit::dir::TempDir;
 use weft_testkit::wait::{block_on, until};
 
@@ -19,22 +19,28 @@ struct Process {
     child: Child,
     address: SocketAddr,
     admin: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Process {
     fn start(args: &[&str]) -> Self {
-        let mut command = Command::new(BIN);
-        command.args(args).args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).stderr(Stdio::piped());
+        Self::spawn(Command::new(BIN).args(args))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let (found, serving) = mpsc::channel();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let kept = lines.clone();
         // Reads to the end, so that the process never waits for us.
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
-                println!("{line}");
                 if line.contains("serving") {
-                    let _ = found.send(line);
+                    let _ = found.send(line.clone());
                 }
+                kept.lock().unwrap().push(line);
             }
         });
         let line = serving.recv_timeout(SOON).expect("serving");
@@ -44,7 +50,7 @@ impl Process {
             rest.split([' ', ')']).next().unwrap().parse().unwrap()
         };
         let (address, admin) = (word("address="), word("admin=Some("));
-        Self { child, address, admin }
+        Self { child, address, admin, log: lines }
     }
 
     fn end(mut self) -> i32 {
@@ -82,6 +88,27 @@ fn plain(line: &str) -> String {
 
 fn run(args: &[&str]) -> Output {
     Command::new(BIN).args(args).output().unwrap()
+}
+
+#[test]
+fn out_of_descriptors_and_back() {
+    let (manifests, state) = (TempDir::new(), TempDir::new());
+    let (dir, state) = (manifests.path().display().to_string(), state.path().display().to_string());
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 48; exec \"$0\" \"$@\"", BIN, "--dir", &dir, "--state", &state]);
+    let process = Process::spawn(&mut command);
+    let held: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(process.address).unwrap()).collect();
+    // It says so, and waits instead of ending.
+    until("the log says so", SOON, || process.log.lock().unwrap().iter().any(|l| l.contains("accept")));
+    drop(held);
+    let token = ["token", "--state", &state, "--namespace", "demo", "--service-account", "web", "--pod", "web-1"];
+    let token = String::from_utf8(run(&token).stdout).unwrap();
+    block_on(async {
+        let bundle = rig::bundle(std::path::Path::new(&state).join("root.pem"));
+        let client = rig::connect(process.address, bundle, None, SERVER).await.unwrap();
+        sign(client, request(&[]).1, token.trim()).await.unwrap();
+    });
+    assert_eq!(process.end(), 0);
 }
 
 const MANIFESTS: &str = "\
