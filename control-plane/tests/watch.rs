@@ -259,7 +259,7 @@ fn a_slow_reader_is_told_the_newest_state_only() {
         let mut stream = begun(&control, &[], &["*"]).await;
         stream.step().await;
         // From here on it does not read, and so much does not fit on the way.
-        let rounds = 12;
+        let rounds = 24;
         for n in 1..=rounds {
             let before = control.metric("weft_control_translations_total").await;
             control.manifests.write("a.yaml", large(n));
