@@ -223,6 +223,7 @@ impl<'a> Builder<'a> {
         let mut world = World::default();
         let mut outcome = conflict::Outcome::default();
         let mut services = std::mem::take(&mut self.services);
+        crate::kubernetes::headless::expand(&mut services, &self.options.cluster_domain);
         services.values_mut().for_each(|s| s.refuse(&mut outcome));
         services.retain(|id, s| match s.names_are_wrong(id).zip(s.object.clone()) {
             Some((why, object)) => outcome.refuse(&object, self.objects, why),
@@ -284,7 +285,18 @@ impl Service {
         let hosts = self.hosts.iter().chain(&self.server_names).map(|h| &h.clients);
         let routes = self.routes.iter().flat_map(|s| s.routes.iter().map(|r| &r.clients).chain([&s.clients]));
         let rest = self.splits.iter().map(|s| &s.clients).chain(self.policies.iter().map(|s| &s.clients));
-        let classes = variants::classes(hosts.chain(routes).chain(rest));
+        let (classes, left_out) = variants::classes(hosts.chain(routes).chain(rest));
+        for clients in &left_out {
+            let routes =
+                self.routes.iter().filter(|s| s.clients == *clients || s.routes.iter().any(|r| r.clients == *clients));
+            let sources = routes.map(|s| &s.from);
+            let sources = sources.chain(self.splits.iter().filter(|s| s.clients == *clients).map(|s| &s.from));
+            let sources = sources.chain(self.policies.iter().filter(|s| s.clients == *clients).map(|s| &s.from));
+            let why = format!("{id} has more than {} kinds of clients", variants::MAX_CLASSES);
+            sources.for_each(|from| {
+                outcome.judge(from, Some(why.clone()));
+            });
+        }
         classes.into_iter().map(|class| self.variant(id, class, known, outcome)).collect()
     }
 
@@ -370,11 +382,14 @@ impl Service {
 fn one_owner_each(services: &mut BTreeMap<ServiceId, Service>, outcome: &mut conflict::Outcome, objects: &Objects) {
     let mut owners: BTreeMap<(String, u16), ServiceId> = BTreeMap::new();
     for (id, service) in services {
-        let Service { addresses, ports, object, .. } = service;
+        let Service { addresses, ports, object, headless, .. } = service;
         addresses.retain(|address| {
             let taken = ports.keys().find_map(|port| owners.get(&(address.clone(), *port)));
             if let Some((owner, object)) = taken.zip(object.as_ref()) {
-                outcome.refuse(object, objects, format!("{address} is the address of {owner} too, which keeps it"));
+                // Several headless Services may mean one pod.
+                if !*headless {
+                    outcome.refuse(object, objects, format!("{address} is the address of {owner} too, which keeps it"));
+                }
                 return false;
             }
             owners.extend(ports.keys().map(|port| ((address.clone(), *port), id.clone())));

@@ -28,6 +28,12 @@ fn traps() {
     let deployment = |labels: &str| {
         format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web, labels: {labels}}}\nspec: {{}}\n---\n")
     };
+    let template = |port: &str| {
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\n\
+             spec: {{template: {{metadata: {{labels: {{app: web}}}}, spec: {{containers: [{{ports: [{port}]}}]}}}}}}\n---\n"
+        )
+    };
     let subset = |labels: &str| destination(&format!("{{host: web, subsets: [{{name: a, labels: {labels}}}]}}"));
     let peer = |namespace: &str, spec: &str| {
         format!(
@@ -48,6 +54,7 @@ fn traps() {
             subset("{version: v1}") + &rule("{hosts: [web], http: [{route: [{destination: {host: web, subset: a}}]}]}"),
         ),
         ("G7", destination("{host: gone}"), destination("{host: web}")),
+        ("G7", template("{containerPort: 81}"), template("{containerPort: 80}")),
         ("G8", retries(""), retries(", retryOn: 5xx")),
         ("G10", deployment("{version: v2}") + &subset("{version: v2}"), subset("{version: v2}")),
         (

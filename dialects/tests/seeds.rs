@@ -19,6 +19,7 @@ const TOLD: &[(&str, &str, &str)] = &[
     ("linkerd.yaml", "G18", "spec.routes[0].retries"),
     ("tutorials.yaml", "G7", "subset v2: no pod of hello.default has version=v2"),
     ("tutorials.yaml", "G7", "there is no Service reviews"),
+    ("tutorials.yaml", "G7", "hashicorp/http-echo listens on 5678"),
     ("tutorials.yaml", "G18", "repeats every method on 5xx, reset, POST too"),
     ("tutorials.yaml", "G21", "is for namespace production only"),
     ("decision.yaml", "G8", "without retryOn"),

@@ -91,11 +91,9 @@ fn port(field: &Field<'_>) -> Option<(u16, Port)> {
     let name = field.get("name").and_then(|f| f.text()).unwrap_or_default();
     let target = field.get("targetPort").and_then(|f| f.text());
     let app_protocol = field.get("appProtocol").and_then(|f| f.text());
-    if let Some(transport) = field.get("protocol") {
-        if transport.text().is_some_and(|t| t != "TCP") {
-            field.ignored("only TCP is the mesh's");
-            return None;
-        }
+    if field.get("protocol").and_then(|f| f.text()).is_some_and(|transport| transport != "TCP") {
+        field.ignored("only TCP is the mesh's");
+        return None;
     }
     let Some(number) = number else {
         return match field.has("port") {

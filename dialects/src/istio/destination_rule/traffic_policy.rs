@@ -173,11 +173,10 @@ fn connection_pool(f: &Field<'_>, out: &mut Map<String, Value>) {
         put(&mut breaker, "maxRequests", count(&http, "http2MaxRequests"));
         put(&mut breaker, "maxRetries", count(&http, "maxRetries"));
         let each = count(&http, "maxRequestsPerConnection");
-        if let (Some(n), Some(field)) = (each.as_ref().and_then(Value::as_u64), http.get("maxRequestsPerConnection")) {
-            if n < 10 {
-                let message = format!("closes every connection after {n} requests: a TLS handshake each {n} requests");
-                field.warn(Some("G14"), message, "leave it out, or 100 and more");
-            }
+        let few = each.as_ref().and_then(Value::as_u64).filter(|n| *n < 10);
+        if let Some((n, field)) = few.zip(http.get("maxRequestsPerConnection")) {
+            let message = format!("closes every connection after {n} requests: a TLS handshake each {n} requests");
+            field.warn(Some("G14"), message, "leave it out, or 100 and more");
         }
         put(&mut breaker, "maxRequestsPerConnection", each);
         let idle = span(&http, "idleTimeout");
