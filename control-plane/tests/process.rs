@@ -167,6 +167,24 @@ fn from_manifests_to_a_proxy() {
         let (_, errors) = get(process.admin, "/errors").await;
         let errors: serde_json::Value = serde_json::from_str(&errors).unwrap();
         assert_eq!(errors["withheld"], serde_json::json!([]), "{errors}");
+        // What the dialects find is shown with its place.
+        let typo = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: demo}\n\
+                    spec:\n  hosts: [web]\n  http:\n  - route: [{destination: {host: web}}]\n    timeot: 1s\n";
+        manifests.write("typo.yaml", typo);
+        let end = tokio::time::Instant::now() + SOON;
+        let found = loop {
+            let (_, errors) = get(process.admin, "/errors").await;
+            let errors: serde_json::Value = serde_json::from_str(&errors).unwrap();
+            let found =
+                errors["objects"].as_array().unwrap().iter().find(|f| f.to_string().contains("timeot")).cloned();
+            if let Some(found) = found {
+                break found;
+            }
+            assert!(tokio::time::Instant::now() < end, "{errors}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        };
+        assert_eq!(found["object"], "virtualservice/web.demo");
+        assert!(found["at"].as_str().unwrap().ends_with("typo.yaml:8"), "{found}");
     });
     assert_eq!(process.end(), 0);
 }

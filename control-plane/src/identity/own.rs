@@ -12,6 +12,8 @@ use weft_tls::{Identity, Live};
 pub const NAMESPACE: &str = "weft-system";
 pub const ACCOUNT: &str = "weft-control";
 const LOOK: Duration = Duration::from_millis(500);
+/// After a failure.
+const REST: Duration = Duration::from_secs(5);
 
 /// A certificate for ourselves, with a key that lives in memory only.
 pub fn issue(dir: &StateDir, ca: &Authority, lifetime: Duration) -> Result<Identity, CaError> {
@@ -55,7 +57,10 @@ pub async fn follow(dir: StateDir, lifetime: Duration, live: Live, authority: wa
                     authority.send_replace(ca);
                 }
             }
-            Ok(Err(error)) => tracing::error!(%error, "the authority's state cannot be used; the last one stays"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the authority's state cannot be used; the last one stays");
+                tokio::time::sleep(REST).await;
+            }
             Err(error) => tracing::error!(%error, "renewing our own certificate"),
         }
     }
