@@ -69,11 +69,12 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     if let Some(address) = serve.admin.filter(|a| !a.ip().is_loopback()) {
         return Err(StartError::Admin(address));
     }
-    let listener = TcpListener::bind(serve.listen).await.map_err(failed(format!("--listen {}", serve.listen)))?;
-    let address = listener.local_addr().map_err(failed("--listen".into()))?;
     let state = StateDir::open(&serve.state).map_err(failed(serve.state.display().to_string()))?;
     let ca = Authority::load_or_create(&state, &serve.trust_domain)?;
     let live = Live::new(own::issue(&state, &ca, serve.leaf_lifetime)?, ca.bundle().map_err(CaError::from)?);
+    // Who finds the port open finds the root made.
+    let listener = TcpListener::bind(serve.listen).await.map_err(failed(format!("--listen {}", serve.listen)))?;
+    let address = listener.local_addr().map_err(failed("--listen".into()))?;
 
     let (authority_in, authority) = watch::channel(Arc::new(ca));
     let (found_in, found) = watch::channel(Arc::new(Found::default()));
