@@ -229,3 +229,34 @@ fn the_steps_of_a_rotation() {
     assert_eq!(roots(), 1);
     assert_eq!(process.end(), 0);
 }
+
+/// Killed wherever it happens to be: the state is the one before or the one after, and what was signed is still trusted.
+#[test]
+fn a_rotation_that_is_killed_at_any_point() {
+    let (manifests, state) = (TempDir::new(), TempDir::new());
+    let (dir, folder) = (manifests.path().display().to_string(), state.path().display().to_string());
+    Process::start(&["--dir", &dir, "--state", &folder]).end();
+    let stage_and_roots = || {
+        let text = std::fs::read_to_string(state.join("ca.json")).unwrap();
+        let ca: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (ca["stage"].as_str().unwrap().to_string(), ca["roots"].as_array().unwrap().len())
+    };
+    for n in 0..60 {
+        let mut step = Command::new(BIN).args(["rotate-root", "--force", "--state", &folder]).spawn().unwrap();
+        // Anywhere from before it has begun to after it is done.
+        let end = std::time::Instant::now() + std::time::Duration::from_micros(n * 250);
+        while std::time::Instant::now() < end {
+            std::hint::spin_loop();
+        }
+        let _ = step.kill();
+        step.wait().unwrap();
+        let (stage, roots) = stage_and_roots();
+        assert_eq!(roots, if stage == "single" { 1 } else { 2 }, "{stage}");
+        assert!(run(&["root", "--state", &folder]).status.success());
+    }
+    // And it runs from what is there.
+    let process = Process::start(&["--dir", &dir, "--state", &folder]);
+    let pem = run(&["root", "--state", &folder]).stdout;
+    assert_eq!(std::fs::read(state.join("root.pem")).unwrap(), pem);
+    assert_eq!(process.end(), 0);
+}

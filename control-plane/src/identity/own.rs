@@ -1,7 +1,7 @@
 //! The control plane's own identity and the news about the authority: another process may take a step of a rotation, and our
 //! certificate ends like everybody's.
 
-use super::ca::{Authority, CaError, Subject};
+use super::ca::{Authority, CaError, ROOT_PEM, Subject};
 use crate::state::StateDir;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::sync::Arc;
@@ -43,6 +43,10 @@ pub async fn follow(dir: StateDir, lifetime: Duration, live: Live, authority: wa
         let (dir, current) = (dir.clone(), authority.borrow().clone());
         let renewed = tokio::task::spawn_blocking(move || {
             let fresh = if changed { Authority::load(&dir)?.map(Arc::new) } else { None };
+            // Who took the step may have been killed before this.
+            if let Some(ca) = &fresh {
+                dir.write(ROOT_PEM, &ca.pem())?;
+            }
             let ca = fresh.unwrap_or(current);
             let identity = issue(&dir, &ca, lifetime)?;
             let bundle = ca.bundle()?;
