@@ -8,7 +8,7 @@ use rig::{SERVER, SOON, Stream, get, identity, request, sign};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use weft_testkit::dir::TempDir;
 use weft_testkit::wait::{block_on, until};
 
@@ -19,22 +19,28 @@ struct Process {
     child: Child,
     address: SocketAddr,
     admin: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Process {
     fn start(args: &[&str]) -> Self {
-        let mut command = Command::new(BIN);
-        command.args(args).args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).stderr(Stdio::piped());
+        Self::spawn(Command::new(BIN).args(args))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let (found, serving) = mpsc::channel();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let kept = lines.clone();
         // Reads to the end, so that the process never waits for us.
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
-                println!("{line}");
                 if line.contains("serving") {
-                    let _ = found.send(line);
+                    let _ = found.send(line.clone());
                 }
+                kept.lock().unwrap().push(line);
             }
         });
         let line = serving.recv_timeout(SOON).expect("serving");
@@ -44,7 +50,7 @@ impl Process {
             rest.split([' ', ')']).next().unwrap().parse().unwrap()
         };
         let (address, admin) = (word("address="), word("admin=Some("));
-        Self { child, address, admin }
+        Self { child, address, admin, log: lines }
     }
 
     fn end(mut self) -> i32 {
@@ -82,6 +88,27 @@ fn plain(line: &str) -> String {
 
 fn run(args: &[&str]) -> Output {
     Command::new(BIN).args(args).output().unwrap()
+}
+
+#[test]
+fn out_of_descriptors_and_back() {
+    let (manifests, state) = (TempDir::new(), TempDir::new());
+    let (dir, state) = (manifests.path().display().to_string(), state.path().display().to_string());
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 48; exec \"$0\" \"$@\"", BIN, "--dir", &dir, "--state", &state]);
+    let process = Process::spawn(&mut command);
+    let held: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(process.address).unwrap()).collect();
+    // It says so, and waits instead of ending.
+    until("the log says so", SOON, || process.log.lock().unwrap().iter().any(|l| l.contains("accept")));
+    drop(held);
+    let token = ["token", "--state", &state, "--namespace", "demo", "--service-account", "web", "--pod", "web-1"];
+    let token = String::from_utf8(run(&token).stdout).unwrap();
+    block_on(async {
+        let bundle = rig::bundle(std::path::Path::new(&state).join("root.pem"));
+        let client = rig::connect(process.address, bundle, None, SERVER).await.unwrap();
+        sign(client, request(&[]).1, token.trim()).await.unwrap();
+    });
+    assert_eq!(process.end(), 0);
 }
 
 const MANIFESTS: &str = "\
@@ -140,6 +167,24 @@ fn from_manifests_to_a_proxy() {
         let (_, errors) = get(process.admin, "/errors").await;
         let errors: serde_json::Value = serde_json::from_str(&errors).unwrap();
         assert_eq!(errors["withheld"], serde_json::json!([]), "{errors}");
+        // What the dialects find is shown with its place.
+        let typo = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: demo}\n\
+                    spec:\n  hosts: [web]\n  http:\n  - route: [{destination: {host: web}}]\n    timeot: 1s\n";
+        manifests.write("typo.yaml", typo);
+        let end = tokio::time::Instant::now() + SOON;
+        let found = loop {
+            let (_, errors) = get(process.admin, "/errors").await;
+            let errors: serde_json::Value = serde_json::from_str(&errors).unwrap();
+            let found =
+                errors["objects"].as_array().unwrap().iter().find(|f| f.to_string().contains("timeot")).cloned();
+            if let Some(found) = found {
+                break found;
+            }
+            assert!(tokio::time::Instant::now() < end, "{errors}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        };
+        assert_eq!(found["object"], "virtualservice/web.demo");
+        assert!(found["at"].as_str().unwrap().ends_with("typo.yaml:8"), "{found}");
     });
     assert_eq!(process.end(), 0);
 }
@@ -182,5 +227,36 @@ fn the_steps_of_a_rotation() {
     assert_eq!(step(&[]).status.code(), Some(1));
     assert!(step(&["--force"]).status.success());
     assert_eq!(roots(), 1);
+    assert_eq!(process.end(), 0);
+}
+
+/// Killed wherever it happens to be: the state is the one before or the one after, and what was signed is still trusted.
+#[test]
+fn a_rotation_that_is_killed_at_any_point() {
+    let (manifests, state) = (TempDir::new(), TempDir::new());
+    let (dir, folder) = (manifests.path().display().to_string(), state.path().display().to_string());
+    Process::start(&["--dir", &dir, "--state", &folder]).end();
+    let stage_and_roots = || {
+        let text = std::fs::read_to_string(state.join("ca.json")).unwrap();
+        let ca: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (ca["stage"].as_str().unwrap().to_string(), ca["roots"].as_array().unwrap().len())
+    };
+    for n in 0..60 {
+        let mut step = Command::new(BIN).args(["rotate-root", "--force", "--state", &folder]).spawn().unwrap();
+        // Anywhere from before it has begun to after it is done.
+        let end = std::time::Instant::now() + std::time::Duration::from_micros(n * 250);
+        while std::time::Instant::now() < end {
+            std::hint::spin_loop();
+        }
+        let _ = step.kill();
+        step.wait().unwrap();
+        let (stage, roots) = stage_and_roots();
+        assert_eq!(roots, if stage == "single" { 1 } else { 2 }, "{stage}");
+        assert!(run(&["root", "--state", &folder]).status.success());
+    }
+    // And it runs from what is there.
+    let process = Process::start(&["--dir", &dir, "--state", &folder]);
+    let pem = run(&["root", "--state", &folder]).stdout;
+    assert_eq!(std::fs::read(state.join("root.pem")).unwrap(), pem);
     assert_eq!(process.end(), 0);
 }

@@ -197,8 +197,8 @@ fn a_pod_that_is_not_there_yet_waits() {
     block_on(async {
         let control = Control::start(&[("a.yaml", &service("web", ""))]).await;
         let mut stream = begun(&control, &[("old", "1")], &["*"]).await;
-        let trust = stream.message().await.unwrap().unwrap();
-        assert_eq!((trust.changed[0].name.as_str(), trust.complete, trust.removed.len()), ("trust", false, 0));
+        let step = stream.step().await;
+        assert_eq!((step.changed, step.removed.len()), (vec!["trust".into()], 0));
         control.manifests.write("b.yaml", pod("demo", "web-1", "web"));
         let step = stream.step().await;
         assert_eq!(step.changed, ["endpoints/demo/web/80", "service/demo/web", "proxy"]);
@@ -244,6 +244,38 @@ fn what_proxies_say_is_known_and_not_said_again() {
         assert!(control.metric("weft_control_nacks_total").await >= 1);
         drop(stream);
         control.status_until(|s| s["proxies"][0]["connected"] == json!(false)).await;
+    });
+}
+
+#[test]
+fn a_slow_reader_is_told_the_newest_state_only() {
+    block_on(async {
+        let size = 300_000;
+        let large = |n: usize| {
+            let text = format!("{n}{}", "x".repeat(size));
+            pod("demo", "web-1", "web").replace("name: out,", &format!("name: out, text: {text},"))
+        };
+        let control = Control::start(&[("a.yaml", &large(0))]).await;
+        let mut stream = begun(&control, &[], &["*"]).await;
+        stream.step().await;
+        // From here on it does not read, and so much does not fit on the way.
+        let rounds = 24;
+        for n in 1..=rounds {
+            let before = control.metric("weft_control_translations_total").await;
+            control.manifests.write("a.yaml", large(n));
+            control.metric_until("weft_control_translations_total", before + 1).await;
+        }
+        let mut read = 0;
+        loop {
+            stream.step().await;
+            read += 1;
+            let text = stream.document("proxy")["listeners"][0]["text"].to_string();
+            if text.starts_with(&format!("\"{rounds}x")) {
+                break;
+            }
+        }
+        assert!(read < rounds / 2, "{read} of {rounds} states were kept for it");
+        stream.quiet().await;
     });
 }
 

@@ -115,9 +115,9 @@ pub struct Verifier {
     bundle: Arc<TrustBundle>,
     /// One of these; empty means the server name of the connection.
     expect: Vec<Expect>,
+    mandatory: bool,
     clients: Proven,
     servers: Proven,
-    mandatory: bool,
 }
 
 impl Verifier {
@@ -126,7 +126,7 @@ impl Verifier {
     }
 
     pub fn one_of(bundle: Arc<TrustBundle>, expect: Vec<Expect>) -> Self {
-        Self { bundle, expect, clients: Proven::default(), servers: Proven::default(), mandatory: true }
+        Self { bundle, expect, mandatory: true, clients: Proven::default(), servers: Proven::default() }
     }
 
     /// Clients may come without a certificate; one that is shown is verified all the same.

@@ -33,6 +33,8 @@ pub enum CaError {
     Io(#[from] io::Error),
     #[error("ca.json: {0}")]
     State(String),
+    #[error("{0}")]
+    Name(String),
     #[error("root {0}: {1}")]
     Root(String, String),
     #[error("there is no root yet: the control plane makes it when it first runs")]

@@ -142,6 +142,14 @@ impl Control {
         serde_json::from_str(&body).unwrap()
     }
 
+    pub async fn metric_until(&self, name: &str, least: u64) {
+        let end = tokio::time::Instant::now() + SOON;
+        while self.metric(name).await < least {
+            assert!(tokio::time::Instant::now() < end, "not within {SOON:?}: {name} is {least}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     pub async fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.admin("/metrics").await;
         let line = text.lines().find(|l| l.split(' ').next() == Some(name)).unwrap_or_else(|| panic!("{name}: {text}"));
@@ -197,7 +205,9 @@ async fn channel(at: SocketAddr, config: Arc<ClientConfig>) -> Result<Channel, t
             Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
         }
     };
-    Endpoint::from_static("http://control").connect_with_connector(tower::service_fn(dial)).await
+    // Small, so that a slow reader is felt.
+    let endpoint = Endpoint::from_static("http://control").initial_stream_window_size(64 * 1024);
+    endpoint.connect_with_connector(tower::service_fn(dial)).await
 }
 
 /// A key, and a request that names these URIs.
