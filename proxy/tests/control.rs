@@ -385,6 +385,32 @@ fn garbage_does_no_harm() {
     assert_eq!(proxy.metric("weft_panics_total", &[]), 0.0);
 }
 
+/// What is kept in the state folder was proven by a CA that is no more: the token counts again.
+#[test]
+fn a_control_plane_with_another_ca() {
+    let (one, two) = (named("one"), named("two"));
+    let addr = free_addr();
+    let old = control(addr, &one);
+    let mut pod = Pod::new(&old, "web");
+    let mut proxy = pod.start();
+    pod.wait_saved(&one.addr().to_string());
+    proxy.sigterm();
+    proxy.wait_exit(SOON);
+    drop(old);
+
+    let new = control(addr, &one);
+    new.set_all(&[("proxy", front(addr)), ("endpoints/demo/app/80", endpoints(&[&two]))]);
+    pod.control = new.addr();
+    pod.dir.write("root.pem", new.root_pem());
+    let proxy = pod.start();
+    proxy.wait_log(|l| l.contains("no such token"), SOON);
+    assert_eq!(get(addr), (200, "one".into()));
+    pod.dir.write("token", new.token("demo", "web"));
+    let signed = new.wait_signed(1, SOON);
+    assert!(!signed[0].token.is_empty());
+    becomes(addr, "two");
+}
+
 #[test]
 fn a_state_folder_that_cannot_be_written() {
     let one = named("one");

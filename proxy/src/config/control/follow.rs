@@ -175,7 +175,10 @@ impl Follower {
         let mut good = message.removed.clone();
         for Resource { name, version, document } in message.changed {
             let taken = match self.plan.put(&name, &version, &document) {
-                Ok(Taken::Trust(bundle)) => self.member.trust(bundle).map(|()| false),
+                Ok(Taken::Trust(bundle)) => self.member.trust(bundle).map(|()| {
+                    self.plan.taken_elsewhere(&name, &version);
+                    false
+                }),
                 Ok(taken) => Ok(taken == Taken::Config),
                 Err(why) => Err(why),
             };

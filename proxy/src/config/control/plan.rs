@@ -140,7 +140,8 @@ impl Plan {
                 }
                 Taken::Config
             }
-            Kind::Trust => Taken::Trust(read_trust(&node, &mut diags)?),
+            // Its holder has a say in it, and keeps it.
+            Kind::Trust => return Ok(Taken::Trust(read_trust(&node, &mut diags)?)),
             Kind::Unknown => Taken::PassedOver,
         };
         for d in diags.0.iter().filter(|d| d.severity == Severity::Warning) {
@@ -148,6 +149,11 @@ impl Plan {
         }
         self.hold(name, version, Some(node), document.len());
         Ok(taken)
+    }
+
+    /// A resource that is held elsewhere is in force in this version.
+    pub fn taken_elsewhere(&mut self, name: &str, version: &str) {
+        self.hold(name, version, None, 0);
     }
 
     /// Whether that makes another configuration.
@@ -204,7 +210,7 @@ impl Plan {
         serde_json::json!({ "resources": known.collect::<Vec<_>>() })
     }
 
-    /// Takes what was saved, as far as it can be read; `trust` is of the identity's making.
+    /// Takes what was saved, as far as it can be read.
     pub fn restore(&mut self, saved: &serde_json::Value) {
         for resource in saved["resources"].as_array().into_iter().flatten() {
             let (Some(name), Some(version)) = (resource["name"].as_str(), resource["version"].as_str()) else {
