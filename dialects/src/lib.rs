@@ -7,10 +7,62 @@
 //! One folder per dialect, one file per kind. No dialect calls another; who wins where two speak about one service is decided
 //! in `conflict.rs`.
 
+pub mod builder;
+pub mod conflict;
+pub mod gateway;
+pub mod istio;
+pub mod kinds;
+pub mod kubernetes;
 pub mod ledger;
+pub mod linkerd;
+pub mod native;
 pub mod object;
+pub mod overlay;
+mod proof;
+mod quantity;
+pub mod reader;
+pub mod smi;
+mod variants;
 pub mod world;
 
 pub use ledger::Ledger;
 pub use object::{Object, Objects};
 pub use world::World;
+
+use builder::Builder;
+use reader::Reader;
+
+/// What a mesh is called. The defaults are those of Kubernetes and Istio.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    pub trust_domain: String,
+    pub cluster_domain: String,
+    /// Where mesh-wide objects live.
+    pub root_namespace: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let own = |text: &str| text.to_string();
+        Self {
+            trust_domain: own("cluster.local"),
+            cluster_domain: own("cluster.local"),
+            root_namespace: own("istio-system"),
+        }
+    }
+}
+
+pub fn translate(objects: &Objects, options: &Options) -> (World, Ledger) {
+    let readers: Vec<Reader<'_>> = objects.0.iter().enumerate().map(|(i, o)| Reader::new(o, i)).collect();
+    let mut builder = Builder::new(objects, options);
+    for kind in kinds::KINDS {
+        readers.iter().filter(|r| kind.is(r.object)).for_each(|r| (kind.translate)(r, &mut builder));
+    }
+    for reader in &readers {
+        kinds::check(reader);
+    }
+    let mut ledger = Ledger::default();
+    readers.iter().for_each(|r| r.finish(&mut ledger));
+    let world = builder.finish(&mut ledger);
+    (world, ledger)
+}

@@ -23,7 +23,8 @@ pub struct ServicePlan {
     pub router: Router,
     /// What the routes' targets index; the first is the service itself.
     pub backends: Vec<BackendId>,
-    /// Used where there are no routes at all, and for bytes that are not HTTP.
+    /// Used where there are no routes at all, and for bytes that are not HTTP: where a port is declared as such, its first
+    /// route without a match says where they go.
     pub default_route: Arc<RoutePlan>,
 }
 
@@ -35,6 +36,8 @@ pub fn compile(config: &service::Config) -> Result<Arc<ServicePlan>, Vec<Compile
     if !errors.is_empty() {
         return Err(errors);
     }
+    let bytes = matches!(config.protocol, Protocol::Opaque | Protocol::Tls);
+    let default_route = router.for_bytes().filter(|_| bytes).unwrap_or_else(|| Arc::new(RoutePlan::default_to(0)));
     Ok(Arc::new(ServicePlan {
         id: config.id.clone(),
         port: config.port,
@@ -42,6 +45,6 @@ pub fn compile(config: &service::Config) -> Result<Arc<ServicePlan>, Vec<Compile
         protocol: config.protocol,
         router,
         backends,
-        default_route: Arc::new(RoutePlan::default_to(0)),
+        default_route,
     }))
 }

@@ -487,6 +487,14 @@ impl Router {
         self.entries.iter().find(|(m, _)| m.matches(r)).map(|(_, plan)| plan)
     }
 
+    /// The route of what is no request, and so cannot be matched.
+    pub fn for_bytes(&self) -> Option<Arc<RoutePlan>> {
+        let everything = |(m, plan): &&(RequestMatch, Arc<RoutePlan>)| {
+            *m == RequestMatch::default() && matches!(plan.action, PlanAction::Forward(_))
+        };
+        self.entries.iter().find(everything).map(|(_, plan)| plan.clone())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

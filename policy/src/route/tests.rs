@@ -351,6 +351,22 @@ fn plans_are_equal_where_configs_are() {
 }
 
 #[test]
+fn bytes_go_where_the_first_route_without_a_match_says() {
+    let routes = || vec![route(r#"{"match": {"port": 1}, "to": "a"}"#), route(r#"{"to": [{"weight": 1}, "b"]}"#)];
+    let plan = |protocol| {
+        let config = service::Config { protocol, ..service(Order::FirstMatch, routes()) };
+        crate::plan::compile(&config).unwrap()
+    };
+    let targets = |plan: &crate::plan::ServicePlan| match &plan.default_route.action {
+        PlanAction::Forward(targets) => targets.all().iter().map(|t| t.backend).collect::<Vec<_>>(),
+        _ => Vec::new(),
+    };
+    let tcp = plan(Protocol::Opaque);
+    assert_eq!(targets(&tcp), [Some(0), tcp.backends.iter().position(|b| &*b.service.name == "b")]);
+    assert_eq!(targets(&plan(Protocol::Detect)), [Some(0)]);
+}
+
+#[test]
 fn reading() {
     let full = route(
         r#"{"name": "canary", "match": {"path": {"prefix": "/"}},

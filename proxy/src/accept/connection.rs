@@ -259,7 +259,9 @@ impl Known {
         let (worker, door, peer, destination) = (self.worker.clone(), self.door.clone(), self.peer, self.destination);
         async move {
             let bound = stream::destination(&worker, &door.config(), destination, server_name.as_deref())?;
-            let backend = bound.backends.first().and_then(Option::as_ref).ok_or(Reason::NoCluster)?;
+            let target = bound.plan.default_route.pick(worker.random()).ok_or(Reason::InvalidBackend)?;
+            let index = target.backend.ok_or(Reason::InvalidBackend)?;
+            let backend = bound.backends.get(index).and_then(Option::as_ref).ok_or(Reason::NoCluster)?;
             tcp::connect(&worker, backend, Some(stream::source_hash(peer.ip()))).await
         }
     }

@@ -1,0 +1,198 @@
+//! Pod: who runs where. With the annotation `weft.dev/sidecar: "true"` it has a sidecar, and so an identity.
+
+use crate::builder::Builder;
+use crate::istio::peer_authentication;
+use crate::object::{ObjectRef, field};
+use crate::reader::{Field, Reader};
+use crate::world::{self, PodId};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use weft_policy::diag::Severity;
+use weft_policy::doc;
+use weft_policy::id::{ServiceId, SpiffeId};
+use weft_policy::meta::Workload;
+
+pub const SIDECAR: &str = "weft.dev/sidecar";
+
+#[derive(Clone, Debug)]
+pub struct Pod {
+    pub object: ObjectRef,
+    /// Outlives nothing: a pod of the same name made anew has another.
+    pub id: String,
+    pub labels: BTreeMap<String, String>,
+    pub ips: Vec<IpAddr>,
+    pub ready: bool,
+    /// It is being deleted: serves what it has begun.
+    pub terminating: bool,
+    /// Container ports by name, and all by number.
+    pub named: BTreeMap<String, u16>,
+    pub ports: Vec<u16>,
+    pub workload: Workload,
+    /// Of pods with a sidecar.
+    pub identity: Option<SpiffeId>,
+}
+
+impl Pod {
+    /// The port that a Service's target means here.
+    pub fn target(&self, target: &str) -> Option<u16> {
+        target.parse().ok().filter(|p| *p > 0).or_else(|| self.named.get(target).copied())
+    }
+
+    pub fn has(&self, labels: &BTreeMap<String, String>) -> bool {
+        labels.iter().all(|(k, v)| self.labels.get(k) == Some(v))
+    }
+}
+
+pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
+    let (object, spec) = (reader.object, reader.spec());
+    let meta = field(&object.node, "metadata");
+    let status = field(&object.node, "status");
+    let uid = meta.and_then(|m| text(field(m, "uid")?));
+    let account = spec.get("serviceAccountName").and_then(|f| f.text()).unwrap_or_else(|| "default".into());
+    let (mut named, mut ports) = (BTreeMap::new(), Vec::new());
+    let containers = |name: &str| spec.get(name).into_iter().flat_map(|list: Field<'_>| list.items());
+    for container in containers("initContainers").chain(containers("containers")) {
+        for port in container.list("ports") {
+            let number = port.get("containerPort").and_then(|f| f.port());
+            let name = port.get("name").and_then(|f| f.text());
+            ports.extend(number);
+            if name.is_none() {
+                port.ignored("only ports with a name are referred to");
+            }
+            named.extend(name.zip(number));
+        }
+    }
+
+    spec.rest_ignored("Kubernetes' own");
+
+    let ip = status.and_then(|s| text(field(s, "podIP")?));
+    let more = match status.and_then(|s| field(s, "podIPs")).map(|n| &n.value) {
+        Some(doc::Value::List(list)) => list.iter().filter_map(|n| text(field(n, "ip")?)).collect(),
+        _ => Vec::new(),
+    };
+    let mut ips: Vec<IpAddr> = ip.into_iter().chain(more).filter_map(|ip| ip.parse().ok()).collect();
+    ips.dedup();
+    let phase = status.and_then(|s| text(field(s, "phase")?)).unwrap_or_default();
+    let over = ["Succeeded", "Failed"].contains(&phase.as_str());
+    let workload = workload(reader);
+    let name = format!("spiffe://{}/ns/{}/sa/{account}", b.options.trust_domain, object.namespace);
+    let identity = match object.annotations.get(SIDECAR).map(String::as_str) {
+        Some("true") => match SpiffeId::parse(&name) {
+            Ok(id) => Some(id),
+            Err(why) => {
+                reader.finding(Severity::Error, None, "spec.serviceAccountName", format!("{name}: {why}"), "");
+                None
+            }
+        },
+        _ => None,
+    };
+    let pod = Pod {
+        object: object.reference(),
+        id: uid.unwrap_or_else(|| format!("{}/{}", object.namespace, object.name)),
+        labels: object.labels.clone(),
+        ips,
+        ready: !over && status.is_some_and(is_ready),
+        terminating: !over && meta.is_some_and(|m| field(m, "deletionTimestamp").is_some()),
+        named,
+        ports,
+        workload,
+        identity,
+    };
+    b.pods.insert(PodId { namespace: object.namespace.clone(), name: object.name.clone() }, pod);
+}
+
+fn is_ready(status: &doc::Node) -> bool {
+    let Some(doc::Value::List(conditions)) = field(status, "conditions").map(|n| &n.value) else { return false };
+    let is = |c: &doc::Node, name: &str, value: &str| field(c, name).and_then(text).as_deref() == Some(value);
+    conditions.iter().any(|c| is(c, "type", "Ready") && is(c, "status", "True"))
+}
+
+fn text(node: &doc::Node) -> Option<String> {
+    match &node.value {
+        doc::Value::Text(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// Who a pod is in metrics, named as Istio does.
+fn workload(reader: &Reader<'_>) -> Workload {
+    let object = reader.object;
+    let label = |name: &str| object.labels.get(name).filter(|v| !v.is_empty()).cloned();
+    let first = |names: &[&str]| names.iter().find_map(|n| label(n));
+    let owner = field(&object.node, "metadata").and_then(|m| match &field(m, "ownerReferences")?.value {
+        doc::Value::List(owners) => text(field(owners.first()?, "name")?),
+        _ => None,
+    });
+    // A ReplicaSet's name is its Deployment's and the hash of the template.
+    let owner = owner.map(|name| match label("pod-template-hash") {
+        Some(hash) => name.strip_suffix(&format!("-{hash}")).map(String::from).unwrap_or(name),
+        None => name,
+    });
+    let canonical = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let name = owner.or_else(|| label("app")).unwrap_or_else(|| object.name.clone());
+    let version = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    Workload {
+        app: canonical.unwrap_or_else(|| name.clone()).into(),
+        name: name.into(),
+        namespace: object.namespace.as_str().into(),
+        version: version.unwrap_or_default().into(),
+        pod: object.name.as_str().into(),
+        cluster: "".into(),
+    }
+}
+
+/// As in the documents.
+pub fn workload_document(w: &Workload) -> Value {
+    let mut out = json!({});
+    let fields =
+        [("name", &w.name), ("namespace", &w.namespace), ("app", &w.app), ("version", &w.version), ("pod", &w.pod)];
+    for (field, value) in fields.into_iter().filter(|(_, v)| !v.is_empty()) {
+        out[field] = json!(&**value);
+    }
+    out
+}
+
+/// What each pod's own sidecar is told.
+pub fn documents(b: &Builder<'_>) -> BTreeMap<PodId, world::Pod> {
+    let services = by_namespace(b);
+    let meshed = b.pods.iter().filter_map(|(id, pod)| Some((id, pod, pod.identity.clone()?)));
+    meshed
+        .map(|(id, pod, identity)| {
+            let mut protocols = BTreeMap::new();
+            for service in services.get(id.namespace.as_str()).into_iter().flatten() {
+                if service.selector.is_empty() || !pod.has(&service.selector) {
+                    continue;
+                }
+                for port in service.ports.values().filter(|p| p.protocol != "detect") {
+                    protocols.extend(pod.target(&port.target).map(|target| (target.to_string(), port.protocol)));
+                }
+            }
+            let mut inbound = json!({
+                "name": "in", "role": "inbound", "address": "[::]:15006", "originalDst": true,
+                "mtls": peer_authentication::of(b, &id.namespace, pod),
+            });
+            if !protocols.is_empty() {
+                inbound["ports"] = json!(protocols);
+            }
+            let document = json!({
+                "workload": workload_document(&pod.workload),
+                "telemetry": {"accessLog": "json", "names": ["istio", "linkerd"]},
+                "listeners": [
+                    {"name": "out", "role": "outbound", "address": "[::]:15001", "originalDst": true},
+                    inbound,
+                ],
+            });
+            let pod = world::Pod { identity, workload: pod.workload.clone(), labels: pod.labels.clone(), document };
+            (id.clone(), pod)
+        })
+        .collect()
+}
+
+fn by_namespace<'b>(b: &'b Builder<'_>) -> BTreeMap<String, Vec<&'b crate::builder::Service>> {
+    let mut out: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    for (ServiceId { namespace, .. }, service) in &b.services {
+        out.entry(namespace.to_string()).or_default().push(service);
+    }
+    out
+}
