@@ -62,8 +62,7 @@ impl From<tonic::Status> for Wrong {
     fn from(status: tonic::Status) -> Self {
         use tonic::Code;
         let mut wrong = Self::of(&status);
-        let told = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
-        wrong.refused |= told;
+        wrong.refused |= status.code() == Code::Unauthenticated;
         if status.code() != Code::Unknown && !status.message().is_empty() {
             wrong.why = format!("{:?}: {}", status.code(), status.message());
             wrong.why.truncate(wrong.why.char_indices().nth(500).map_or(wrong.why.len(), |(i, _)| i));

@@ -128,7 +128,7 @@ impl Follower {
             let message = tokio::select! {
                 message = stream.message() => message?,
                 () = tokio::time::sleep_until(owed), if !complete => {
-                    return Err(Wrong::new(format!("{} says nothing", self.options.target)));
+                    return Err(Wrong::new(format!("{} has not told everything for this pod yet", self.options.target)));
                 }
                 () = tokio::time::sleep_until(save_at), if self.unsaved => {
                     self.save();
