@@ -41,10 +41,9 @@ impl Wrong {
         Self { why: why.into(), refused: false }
     }
 
-    /// Of a failed transport, with its causes.
-    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut why = error.to_string();
-        let mut cause = error.source();
+    /// With the causes of what is said.
+    fn because(said: String, mut cause: Option<&(dyn std::error::Error + 'static)>) -> Self {
+        let mut why = said;
         while let Some(next) = cause {
             let text = next.to_string();
             if !why.contains(&text) {
@@ -54,20 +53,27 @@ impl Wrong {
         }
         // A server that does not take our certificate says so when the handshake is over for us.
         let refused = why.contains("received fatal alert");
+        // What it says is for a log.
+        why.truncate(why.char_indices().nth(500).map_or(why.len(), |(i, _)| i));
         Self { why, refused }
+    }
+
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::because(error.to_string(), error.source())
     }
 }
 
 impl From<tonic::Status> for Wrong {
     fn from(status: tonic::Status) -> Self {
+        use std::error::Error;
         use tonic::Code;
-        let mut wrong = Self::of(&status);
-        wrong.refused |= status.code() == Code::Unauthenticated;
-        if status.code() != Code::Unknown && !status.message().is_empty() {
-            wrong.why = format!("{:?}: {}", status.code(), status.message());
-            wrong.why.truncate(wrong.why.char_indices().nth(500).map_or(wrong.why.len(), |(i, _)| i));
-        }
-        wrong
+        let said = match (status.code(), status.message()) {
+            (Code::Unknown, said) => said.to_string(),
+            (code, "") => format!("{code:?}"),
+            (code, said) => format!("{code:?}: {said}"),
+        };
+        let wrong = Self::because(said, status.source());
+        Self { refused: wrong.refused || status.code() == Code::Unauthenticated, ..wrong }
     }
 }
 
