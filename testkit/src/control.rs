@@ -358,7 +358,7 @@ impl Mesh for Server {
                                 shared.state().subscribed.extend(subscribe.add.iter().cloned());
                                 shared.heard.notify_all();
                                 names.extend(subscribe.add);
-                                subscribe.remove.iter().for_each(|name| drop(names.remove(name)));
+                                names.retain(|name| !subscribe.remove.contains(name));
                                 changes.mark_changed();
                             }
                             Kind::Applied(applied) => {
@@ -391,7 +391,7 @@ fn difference(shared: &Shared, names: &HashSet<String>, has: &mut HashMap<String
     let (wanted, unknown) = wanted(&state, names);
     let mut changed: Vec<Resource> = wanted
         .iter()
-        .filter(|(name, (version, _))| has.get(*name) != Some(version))
+        .filter(|(name, (version, _))| has.get(**name) != Some(version))
         .map(|(name, (version, document))| Resource {
             name: (*name).to_string(),
             version: version.clone(),

@@ -32,7 +32,7 @@ const MAX_PEM: u64 = 4 << 20;
 #[derive(Clone, Debug)]
 pub struct Wrong {
     pub why: String,
-    /// It was understood, and our certificate or token is not taken.
+    /// Our certificate or token is not taken, as far as one can tell.
     pub refused: bool,
 }
 
@@ -51,11 +51,18 @@ impl Wrong {
             }
             cause = next.source();
         }
-        // A server that does not take our certificate says so when the handshake is over for us.
-        let refused = why.contains("received fatal alert");
         // What it says is for a log.
         why.truncate(why.char_indices().nth(500).map_or(why.len(), |(i, _)| i));
-        Self { why, refused }
+        Self::new(why)
+    }
+
+    /// Of a connection's first call. A server that does not take our certificate says so when the handshake is over for us, and
+    /// what arrives of that is an alert or just the end: no answer at all counts as a refusal.
+    pub fn at_first(status: tonic::Status) -> Self {
+        use std::error::Error;
+        let unanswered = status.source().is_some();
+        let wrong = Self::from(status);
+        Self { refused: wrong.refused || unanswered, ..wrong }
     }
 
     fn of(error: &(dyn std::error::Error + 'static)) -> Self {
@@ -72,8 +79,7 @@ impl From<tonic::Status> for Wrong {
             (code, "") => format!("{code:?}"),
             (code, said) => format!("{code:?}: {said}"),
         };
-        let wrong = Self::because(said, status.source());
-        Self { refused: wrong.refused || status.code() == Code::Unauthenticated, ..wrong }
+        Self { refused: status.code() == Code::Unauthenticated, ..Self::because(said, status.source()) }
     }
 }
 
@@ -170,7 +176,7 @@ impl Service<Uri> for Once {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let stream = self.0.take().ok_or_else(|| io::Error::other("the connection has ended"));
+        let stream = self.0.take().ok_or_else(|| io::Error::other("it was closed"));
         Box::pin(std::future::ready(stream))
     }
 }

@@ -128,7 +128,7 @@ impl Follower {
         tell(&say, Kind::Subscribe(Subscribe { add, remove: Vec::new() })).await?;
         let silent = || Wrong::new(format!("{} says nothing", self.options.target));
         let watching = timeout(PATIENCE, client.watch(ReceiverStream::new(said))).await;
-        let mut stream = watching.map_err(|_| silent())??.into_inner();
+        let mut stream = watching.map_err(|_| silent())?.map_err(Wrong::at_first)?.into_inner();
         metrics::counter!("weft_control_streams_total").increment(1);
         if self.links.connected(true) {
             tracing::info!(control = %self.options.target, "control plane connected");
