@@ -380,7 +380,8 @@ impl Up {
         replicas: usize,
     ) -> Result<Option<String>> {
         let name = match workload.kind {
-            Kind::Pod => workload.name.clone(),
+            // Not its own: the control plane reads the manifest as well, and that says nothing of where it runs.
+            Kind::Pod => format!("{}-0", workload.name),
             Kind::StatefulSet => {
                 let taken =
                     |n: &usize| self.pods.contains_key(&format!("{}.{}-{n}", workload.namespace, workload.name));
