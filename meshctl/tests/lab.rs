@@ -435,3 +435,57 @@ fn pods_as_in_a_cluster() {
     });
     assert_eq!(lab.get(&["logs", "once"]), "done\n");
 }
+
+/// Control plane, sidecars and apps that know nothing of either: who calls is known, and where plaintext is refused it is.
+#[test]
+fn sidecars_carry_it_all() {
+    let shop = shop();
+    let namespace =
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio-injection: enabled}}\n---\n";
+    let accounts = |name: &str| format!("    spec:\n      serviceAccountName: {name}\n      containers");
+    let web = deployment("web", 1, "        env: [{name: USERS_SERVICE_URL, value: \"http://users:80\"}]\n");
+    let web = web.replace("    spec:\n      containers", &accounts("web")) + &service("web", ", type: LoadBalancer");
+    shop.write("web.yaml", web);
+    let outside = deployment("outside", 1, "")
+        .replace("labels: {app: outside}", "labels: {app: outside, sidecar.istio.io/inject: \"false\"}");
+    shop.write("more.yaml", namespace.to_string() + &outside);
+    let mut lab = Lab::start(shop.path(), &[]);
+    let users = lab.ready("users", 2);
+    assert!(users.iter().all(|p| p["sidecar"] == true && p["sidecarReady"] == true), "{users:?}");
+    assert_eq!(lab.ready("outside", 1)[0]["sidecar"], false);
+
+    let inner = |answer: &Value| answer["calls"]["users"]["body"].clone();
+    let url = lab.ps()["urls"][0]["url"].as_str().unwrap().to_string();
+    for _ in 0..10 {
+        let answer = body(&get(&url, "/"));
+        assert_eq!(answer["caller"], Value::Null, "this machine is nobody in the mesh: {answer:#}");
+        assert_eq!(inner(&answer)["caller"], "spiffe://cluster.local/ns/shop/sa/web", "{answer:#}");
+    }
+    assert_eq!(
+        lab.ask("web", "http://users.shop.svc.cluster.local/")["caller"],
+        "spiffe://cluster.local/ns/shop/sa/web"
+    );
+    // From one without a sidecar, in plaintext, while that is allowed.
+    assert_eq!(lab.ask("outside", "http://users/")["caller"], Value::Null);
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: all, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
+    shop.write("strict.yaml", strict);
+    let end = Instant::now() + LIMIT;
+    while lab.run(&["exec", "outside", "--", "curl", "-sf", "-m", "5", "http://users/"]).status.success() {
+        assert!(Instant::now() < end, "plaintext still gets through");
+    }
+    assert_eq!(lab.ask("web", "http://users/")["service"], "users");
+
+    // One more, which the others find, and one less, which nobody misses.
+    lab.get(&["scale", "users", "3"]);
+    lab.ready("users", 3);
+    lab.get(&["scale", "users", "1"]);
+    for _ in 0..100 {
+        assert_eq!(lab.ask("web", "http://users/")["service"], "users");
+    }
+    lab.ready("users", 1);
+    assert!(lab.get(&["logs", "web", "-c", "sidecar"]).contains("users"));
+    let pids = lab.pids();
+    lab.signal("-INT");
+    assert!(lab.wait_exit().success(), "{}", lab.out());
+    lab.assert_gone(&pids);
+}
