@@ -5,7 +5,7 @@
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -300,7 +300,7 @@ fn what_a_killed_lab_leaves_is_removed() {
             "--",
             "sh",
             "-c",
-            "ls -l /proc/*/ns/net 2>/dev/null | grep $(readlink /proc/self/ns/net)",
+            "ls -l /proc/*/ns/net 2>/dev/null | grep -F \"$(readlink /proc/self/ns/net)\"",
         ]);
         // The app, what it left in the background, and the shell that asks.
         let mut pids: Vec<String> =

@@ -115,7 +115,7 @@ fn requirements(options: &Options) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::new(
             "a lab needs root: each pod gets a network namespace with redirection as in a cluster",
-            "sudo meshctl lab ..., or a shell inside `unshare --user --map-root-user --net --mount`",
+            "sudo meshctl lab ...",
         ));
     }
     let missing: Vec<&str> =
