@@ -249,6 +249,12 @@ fn apps_reach_each_other_by_name_and_leave_nothing() {
     // A pod reaches itself through its Service, too.
     assert_eq!(lab.ask("web", "http://web/")["service"], "web");
 
+    // A Service that is not open to the outside, opened.
+    let opened = lab.get(&["forward", "users:80"]);
+    assert_eq!(body(&get(opened.trim().rsplit(' ').next().unwrap(), "/"))["service"], "users");
+    let wrong = lab.run(&["forward", "user"]);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("one of users.shop:80, web.shop:80"), "{wrong:?}");
+
     // More, fewer, others.
     lab.get(&["scale", "users", "3"]);
     lab.ready("users", 3);
