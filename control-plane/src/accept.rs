@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::Service;
 use weft_dialects::world::PodId;
 use weft_proto::v1::mesh_server::MeshServer;
-use weft_tls::{Live, open_server};
+use weft_tls::{Live, MeshServer as Tls};
 
 const CONNECTIONS: usize = 8192;
 /// Without a certificate: only on the way to one.
@@ -33,7 +33,7 @@ const MESSAGE: usize = 4 << 20;
 const PING: Duration = Duration::from_secs(10);
 
 struct Doors {
-    live: Live,
+    tls: Tls,
     service: MeshServer<Server>,
     status: Arc<Status>,
     joining: Arc<Semaphore>,
@@ -43,7 +43,8 @@ struct Doors {
 pub async fn serve(listener: TcpListener, live: Live, server: Server, status: Arc<Status>) {
     let service = MeshServer::new(server).max_decoding_message_size(MESSAGE);
     let (joining, pods) = (Arc::new(Semaphore::new(JOINING)), Mutex::default());
-    let doors = Arc::new(Doors { live, service, status, joining, pods });
+    let tls = Tls::open(live, &[b"h2"]);
+    let doors = Arc::new(Doors { tls, service, status, joining, pods });
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let mut pause = Duration::from_millis(10);
     loop {
@@ -74,7 +75,7 @@ pub async fn serve(listener: TcpListener, live: Live, server: Server, status: Ar
 
 async fn connection(stream: TcpStream, address: SocketAddr, doors: &Arc<Doors>) {
     let _ = stream.set_nodelay(true);
-    let config = match open_server(&doors.live.load(), &[b"h2"]) {
+    let config = match doors.tls.config() {
         Ok(config) => config,
         Err(error) => return tracing::error!(%error, "our own certificate cannot be used"),
     };

@@ -1,6 +1,6 @@
 //! Puts the parts together and runs them.
 
-use crate::identity::ca::{Authority, CaError, SKEW};
+use crate::identity::ca::{Authority, CaError};
 use crate::identity::sign::Signer;
 use crate::identity::token::{self, Binding};
 use crate::identity::{own, rotate};
@@ -69,13 +69,12 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     if let Some(address) = serve.admin.filter(|a| !a.ip().is_loopback()) {
         return Err(StartError::Admin(address));
     }
-    let listener = TcpListener::bind(serve.listen).await.map_err(failed(format!("--listen {}", serve.listen)))?;
-    let address = listener.local_addr().map_err(failed("--listen".into()))?;
     let state = StateDir::open(&serve.state).map_err(failed(serve.state.display().to_string()))?;
     let ca = Authority::load_or_create(&state, &serve.trust_domain)?;
-    // Ours is not renewed by asking, so it may as well live for a day; but it should not outlive everybody else's by much.
-    let own_lifetime = serve.leaf_lifetime.max(SKEW);
-    let live = Live::new(own::issue(&state, &ca, own_lifetime)?, ca.bundle().map_err(CaError::from)?);
+    let live = Live::new(own::issue(&state, &ca, serve.leaf_lifetime)?, ca.bundle().map_err(CaError::from)?);
+    // Who finds the port open finds the root made.
+    let listener = TcpListener::bind(serve.listen).await.map_err(failed(format!("--listen {}", serve.listen)))?;
+    let address = listener.local_addr().map_err(failed("--listen".into()))?;
 
     let (authority_in, authority) = watch::channel(Arc::new(ca));
     let (found_in, found) = watch::channel(Arc::new(Found::default()));
@@ -93,7 +92,7 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     }
     tasks.spawn(dir::watch(Dirs::new(&serve.dir, &serve.namespace), found_in));
     tasks.spawn(world::follow(found, authority.clone(), translate, status.clone(), world_in));
-    tasks.spawn(own::follow(state.clone(), own_lifetime, live.clone(), authority_in));
+    tasks.spawn(own::follow(state.clone(), serve.leaf_lifetime, live.clone(), authority_in));
     let signer = Arc::new(Signer::new(state, serve.leaf_lifetime));
     let server = Server { signer, authority, worlds, known: status.clone(), edges, signing: Server::room() };
     tasks.spawn(accept::serve(listener, live, server, status));

@@ -16,6 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use weft_policy::id::ServiceId;
 
+/// The namespace of hosts that are no Services.
+pub const EXTERNAL: &str = "external";
+
 pub struct Builder<'a> {
     pub objects: &'a Objects,
     pub options: &'a Options,
@@ -128,6 +131,15 @@ pub struct Subset {
     pub policy: Map<String, Value>,
 }
 
+impl Subset {
+    fn document(&self) -> Value {
+        match self.policy.is_empty() {
+            true => json!({"name": self.name, "labels": self.labels}),
+            false => json!({"name": self.name, "labels": self.labels, "policy": self.policy}),
+        }
+    }
+}
+
 impl Service {
     pub fn add_routes(&mut self, set: RouteSet) {
         self.routes.push(set);
@@ -175,17 +187,34 @@ impl<'a> Builder<'a> {
         self.services.get(&id).is_some_and(|s| s.object.is_some()).then_some(id)
     }
 
-    /// The service that a host is, made if it is none yet: one without endpoints, which only its routes lead on from.
-    pub fn host(&mut self, host: &str, namespace: &str) -> ServiceId {
+    /// The service that a host is, made if it is none yet: one without endpoints, which only its routes lead on from. `None`:
+    /// it is no host. Whoever speaks of a host that is no Service speaks of the same one, whatever its namespace.
+    pub fn host(&mut self, host: &str, namespace: &str) -> Option<ServiceId> {
         if let Some(id) = self.resolve(host, namespace) {
-            return id;
+            return Some(id);
         }
-        let id = ServiceId::new(namespace, &host.replace('*', "any"));
-        let service = self.services.entry(id.clone()).or_default();
-        if service.hosts.is_empty() {
-            service.hosts.push(For { clients: Clients::default(), what: host.into() });
+        let there = |ns: &str| {
+            let named = self.objects.of("", "Namespace").any(|o| o.name == ns);
+            ns == namespace || named || self.services.keys().any(|id| &*id.namespace == ns)
+        };
+        // `example.com` looks like a Service of namespace `com`.
+        let own = service_of(host, namespace, &self.options.cluster_domain).filter(|id| there(&id.namespace));
+        let (id, hosts) = match own {
+            Some(id) => {
+                let hosts = crate::kubernetes::service::hosts(&id, &self.options.cluster_domain);
+                (id, hosts)
+            }
+            None => {
+                let any = For { clients: Clients::default(), what: host.to_string() };
+                (ServiceId::new(EXTERNAL, &host.replace('*', "any")), vec![any])
+            }
+        };
+        let service = Service { hosts, ..Service::default() };
+        if service.names_are_wrong(&id).is_some() {
+            return None;
         }
-        id
+        self.services.entry(id.clone()).or_insert(service);
+        Some(id)
     }
 
     /// Everything, put together; losers are told in the ledger, which has every object's entries by now.
@@ -194,7 +223,13 @@ impl<'a> Builder<'a> {
         let mut world = World::default();
         let mut outcome = conflict::Outcome::default();
         let mut services = std::mem::take(&mut self.services);
+        crate::kubernetes::headless::expand(&mut services, &self.options.cluster_domain);
         services.values_mut().for_each(|s| s.refuse(&mut outcome));
+        services.retain(|id, s| match s.names_are_wrong(id).zip(s.object.clone()) {
+            Some((why, object)) => outcome.refuse(&object, self.objects, why),
+            None => true,
+        });
+        one_owner_each(&mut services, &mut outcome, self.objects);
         let known: BTreeSet<ServiceId> = services.keys().cloned().collect();
         crate::overlay::apply(&mut services, std::mem::take(&mut self.overlays), &mut outcome, ledger);
         for (id, service) in &services {
@@ -213,6 +248,19 @@ impl<'a> Builder<'a> {
 }
 
 impl Service {
+    /// What a proxy would say of its names.
+    fn names_are_wrong(&self, id: &ServiceId) -> Option<String> {
+        let hosts: Vec<&str> = self.hosts.iter().map(|h| h.what.as_str()).collect();
+        // Names that an ExternalName gives; the others' endpoints are addresses.
+        let endpoints = self.ports.values().flat_map(|p| &p.endpoints).find(|e| e.get("dns").is_some());
+        let endpoints: Vec<&Value> = endpoints.into_iter().collect();
+        let document = json!({
+            "name": &*id.name, "namespace": &*id.namespace, "hosts": hosts, "addresses": self.addresses, "port": 1,
+            "endpoints": endpoints,
+        });
+        proof::service(&document).err()
+    }
+
     /// Drops what proxies would refuse: an object as a whole, so that half of it is never in force.
     fn refuse(&mut self, outcome: &mut conflict::Outcome) {
         self.routes.retain(|set| {
@@ -222,9 +270,9 @@ impl Service {
         });
         self.splits.retain(|s| outcome.judge(&s.from, proof::route(&json!({"to": s.to}), "gatewayApi").err()));
         self.policies.retain(|set| {
-            let mut all = std::iter::once(&set.policy).chain(set.subsets.iter().map(|s| &s.policy));
-            let wrong = all.find_map(|p| proof::policy(&Value::Object(p.clone())).err());
-            outcome.judge(&set.from, wrong)
+            let mut document = json!({"name": "any", "namespace": "any", "port": 1, "policy": set.policy});
+            document["subsets"] = set.subsets.iter().map(Subset::document).collect();
+            outcome.judge(&set.from, proof::service(&document).err())
         });
     }
 
@@ -237,7 +285,18 @@ impl Service {
         let hosts = self.hosts.iter().chain(&self.server_names).map(|h| &h.clients);
         let routes = self.routes.iter().flat_map(|s| s.routes.iter().map(|r| &r.clients).chain([&s.clients]));
         let rest = self.splits.iter().map(|s| &s.clients).chain(self.policies.iter().map(|s| &s.clients));
-        let classes = variants::classes(hosts.chain(routes).chain(rest));
+        let (classes, left_out) = variants::classes(hosts.chain(routes).chain(rest));
+        for clients in &left_out {
+            let routes =
+                self.routes.iter().filter(|s| s.clients == *clients || s.routes.iter().any(|r| r.clients == *clients));
+            let sources = routes.map(|s| &s.from);
+            let sources = sources.chain(self.splits.iter().filter(|s| s.clients == *clients).map(|s| &s.from));
+            let sources = sources.chain(self.policies.iter().filter(|s| s.clients == *clients).map(|s| &s.from));
+            let why = format!("{id} has more than {} kinds of clients", variants::MAX_CLASSES);
+            sources.for_each(|from| {
+                outcome.judge(from, Some(why.clone()));
+            });
+        }
         classes.into_iter().map(|class| self.variant(id, class, known, outcome)).collect()
     }
 
@@ -298,11 +357,7 @@ impl Service {
                 doc["policy"] = Value::Object(policy.policy);
             }
             if !policy.subsets.is_empty() {
-                let subset = |s: &Subset| match s.policy.is_empty() {
-                    true => json!({"name": s.name, "labels": s.labels}),
-                    false => json!({"name": s.name, "labels": s.labels, "policy": s.policy}),
-                };
-                doc["subsets"] = policy.subsets.iter().map(subset).collect();
+                doc["subsets"] = policy.subsets.iter().map(Subset::document).collect();
             }
             ports.push(doc);
         }
@@ -320,6 +375,26 @@ impl Service {
         from.sort();
         from.dedup();
         world::Variant { clients: class.clients, document, refers, from }
+    }
+}
+
+/// An address and port that several Services claim is the first one's: a proxy could not tell them apart.
+fn one_owner_each(services: &mut BTreeMap<ServiceId, Service>, outcome: &mut conflict::Outcome, objects: &Objects) {
+    let mut owners: BTreeMap<(String, u16), ServiceId> = BTreeMap::new();
+    for (id, service) in services {
+        let Service { addresses, ports, object, headless, .. } = service;
+        addresses.retain(|address| {
+            let taken = ports.keys().find_map(|port| owners.get(&(address.clone(), *port)));
+            if let Some((owner, object)) = taken.zip(object.as_ref()) {
+                // Several headless Services may mean one pod.
+                if !*headless {
+                    outcome.refuse(object, objects, format!("{address} is the address of {owner} too, which keeps it"));
+                }
+                return false;
+            }
+            owners.extend(ports.keys().map(|port| ((address.clone(), *port), id.clone())));
+            true
+        });
     }
 }
 

@@ -11,7 +11,7 @@
 
 use crate::builder::{PolicySet, RouteSet, Split, Subset};
 use crate::ledger::{Entry, Finding, Ledger, Verdict};
-use crate::object::ObjectRef;
+use crate::object::{ObjectRef, Objects};
 use crate::reader::Source;
 use serde_json::{Map, Value};
 use std::cmp::Reverse;
@@ -81,6 +81,20 @@ impl Outcome {
 
     pub fn win(&mut self, source: &Source) {
         self.won.insert(key(source));
+    }
+
+    /// The same for an object as a whole; always false.
+    pub fn refuse(&mut self, object: &ObjectRef, objects: &Objects, why: String) -> bool {
+        let found = objects.0.iter().enumerate().find(|(_, o)| o.reference() == *object);
+        let source = found.map(|(order, o)| Source {
+            object: object.clone(),
+            file: o.file.clone(),
+            field: "metadata.name".into(),
+            at: o.node.locate("metadata.name"),
+            age: (o.created.clone(), order),
+        });
+        self.wrong.extend(source.map(|source| ((key(&source), why), source)));
+        false
     }
 
     /// To a more specific one: nothing to be told, as long as it wins for somebody.

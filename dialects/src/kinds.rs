@@ -52,6 +52,7 @@ pub const KINDS: &[Kind] = &[
     kind("apps", "ReplicaSet", &["v1"], kubernetes::workload::translate),
     kind("batch", "Job", &["v1"], kubernetes::workload::translate),
     kind("batch", "CronJob", &["v1"], kubernetes::workload::translate),
+    kind("", "Service", &["v1"], kubernetes::workload::check_targets),
     kind("", "ConfigMap", &["v1"], kubernetes::without_effect),
     kind("", "Secret", &["v1"], kubernetes::without_effect),
     kind("", "ServiceAccount", &["v1"], kubernetes::without_effect),

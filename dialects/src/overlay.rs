@@ -50,6 +50,9 @@ pub fn apply(
                     budgets.extend(retried(id, set));
                 }
             }
+            let routes = service.routes.iter().filter(|s| s.port == port);
+            let attached: Vec<PolicySet> = routes.flat_map(|set| provenance(set, &overlays)).collect();
+            attached.into_iter().for_each(|a| service.add_policy(a));
             let set = everything(port, &general);
             let closed = service.routes.iter().find(|s| s.port == port && s.clients == Clients::default());
             match (set, closed) {
@@ -94,6 +97,21 @@ fn override_with(set: &mut RouteSet, overlays: &[&Overlay], outcome: &mut Outcom
         }
     }
     overlays.iter().any(|o| o.kind == Policies::TrafficPolicy && o.fields.contains_key("retry"))
+}
+
+/// Who has a part in a route is named beside it.
+fn provenance(set: &RouteSet, overlays: &[Overlay]) -> Vec<PolicySet> {
+    let on = |o: &&Overlay| o.on == Target::Route(set.from.object.clone()) && o.from.object != set.from.object;
+    let policy = |o: &Overlay| PolicySet {
+        from: o.from.clone(),
+        kind: o.kind,
+        specific: 0,
+        clients: set.clients.clone(),
+        port: set.port,
+        policy: Map::new(),
+        subsets: Vec::new(),
+    };
+    overlays.iter().filter(on).map(policy).collect()
 }
 
 /// The same, where the routes say nothing. What Linkerd's annotations say is nothing to a VirtualService.

@@ -23,6 +23,18 @@ pub fn route(route: &Value, order: &str) -> Result<Vec<String>, String> {
     if errors.is_empty() { Ok(warnings) } else { Err(errors.join("; ")) }
 }
 
+/// The same for a service.
+pub fn service(document: &Value) -> Result<Vec<String>, String> {
+    let mut diags = Diags::default();
+    let node = yaml::parse(&document.to_string(), &mut diags);
+    let read = node.and_then(|n| service::Entry::read(&mut doc::Cursor::new(&n, &mut diags), "any"));
+    let (errors, warnings) = said(&diags, "");
+    match read {
+        Some(_) if errors.is_empty() => Ok(warnings),
+        _ => Err(errors.join("; ")),
+    }
+}
+
 /// The same for a `policy`.
 pub fn policy(policy: &Value) -> Result<Vec<String>, String> {
     let mut diags = Diags::default();

@@ -368,11 +368,6 @@ impl<'r> Field<'r> {
         self.reader.finding(Severity::Warning, reference, &self.path, message, hint);
     }
 
-    /// An error about one of the known traps; what becomes of the field is said apart.
-    pub fn error(&self, reference: &'static str, message: impl Into<String>, hint: &str) {
-        self.reader.finding(Severity::Error, Some(reference), &self.path, message, hint);
-    }
-
     pub fn source(&self) -> Source {
         let object = self.reader.object;
         Source {

@@ -7,8 +7,8 @@
 use crate::world::Clients;
 use std::collections::BTreeSet;
 
-/// Conditions beyond these are for nobody: their number counts in the exponent.
-pub const MAX_CONDITIONS: usize = 6;
+/// A service has no more kinds of clients than this; conditions that would make more are for nobody, and that is told.
+pub const MAX_CLASSES: usize = 256;
 
 /// Clients for whom just these conditions hold.
 #[derive(Clone, Debug)]
@@ -27,26 +27,35 @@ fn is_any(clients: &Clients) -> bool {
     clients.namespaces.is_empty() && clients.labels.is_empty()
 }
 
-/// At least one, and the last is for everybody.
-pub fn classes<'c>(conditions: impl Iterator<Item = &'c Clients>) -> Vec<Class> {
-    let mut distinct: Vec<&Clients> = Vec::new();
-    for clients in conditions.filter(|c| !is_any(c)) {
-        if !distinct.contains(&clients) && distinct.len() < MAX_CONDITIONS {
-            distinct.push(clients);
+/// At least one, and the last is for everybody; and the conditions that were too many.
+pub fn classes<'c>(conditions: impl Iterator<Item = &'c Clients>) -> (Vec<Class>, Vec<Clients>) {
+    let (mut distinct, mut left_out): (Vec<&Clients>, Vec<Clients>) = Default::default();
+    // Every intersection of conditions that somebody can be in. Most exclude each other, as namespaces do.
+    let mut kinds = vec![Clients::default()];
+    for condition in conditions.filter(|c| !is_any(c)) {
+        if distinct.contains(&condition) || left_out.contains(condition) {
+            continue;
         }
+        let mut more: Vec<Clients> = Vec::new();
+        for kind in kinds.iter().filter_map(|kind| both(kind, condition)) {
+            if !kinds.contains(&kind) && !more.contains(&kind) {
+                more.push(kind);
+            }
+        }
+        if kinds.len() + more.len() > MAX_CLASSES {
+            left_out.push(condition.clone());
+            continue;
+        }
+        kinds.extend(more);
+        distinct.push(condition);
     }
-    let mut classes: Vec<Class> = (0..1u32 << distinct.len())
-        .filter_map(|set| {
-            let holds: Vec<Clients> =
-                distinct.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, c)| (*c).clone()).collect();
-            let clients = holds.iter().try_fold(Clients::default(), |all, one| both(&all, one))?;
-            // A set that brings others with it is one with those.
-            let whole = distinct.iter().all(|c| holds.contains(c) || !implies(&clients, c));
-            whole.then_some(Class { clients, holds })
-        })
-        .collect();
+    let class = |clients: Clients| {
+        let holds = distinct.iter().filter(|c| implies(&clients, c)).map(|c| (*c).clone()).collect();
+        Class { clients, holds }
+    };
+    let mut classes: Vec<Class> = kinds.into_iter().map(class).collect();
     classes.sort_by_key(|c| std::cmp::Reverse(c.holds.len()));
-    classes
+    (classes, left_out)
 }
 
 /// Whether all of these clients are of those.
@@ -92,7 +101,7 @@ mod tests {
             clients("", &[("app", "web")]),
             clients("", &[("app", "api")]),
         ];
-        let classes = classes(conditions.iter().chain([&Clients::default(), &conditions[0]]));
+        let (classes, left_out) = classes(conditions.iter().chain([&Clients::default(), &conditions[0]]));
         // None, four alone, and each namespace with each app.
         assert_eq!(classes.len(), 9);
         for namespace in ["demo", "prod", "other"] {
@@ -105,6 +114,16 @@ mod tests {
                 assert!(class.takes(&Clients::default()));
             }
         }
-        assert_eq!(super::classes([].into_iter()).len(), 1);
+        assert!(left_out.is_empty());
+        assert_eq!(super::classes([].into_iter()).0.len(), 1);
+    }
+
+    #[test]
+    fn namespaces_add_up_and_labels_multiply() {
+        let namespaces: Vec<Clients> = (0..200).map(|n| clients(&format!("n{n}"), &[])).collect();
+        assert_eq!(classes(namespaces.iter()).0.len(), 201);
+        let labels: Vec<Clients> = (0..20).map(|n| clients("", &[(&format!("l{n}"), "x")])).collect();
+        let (classes, left_out) = classes(labels.iter());
+        assert_eq!((classes.len(), left_out.len()), (256, 12));
     }
 }

@@ -7,9 +7,10 @@
 use crate::balance::{self, Picker};
 use crate::doc::Cursor;
 use crate::endpoint::{self, Endpoint};
-use crate::id::BackendId;
+use crate::id::{BackendId, EndpointId};
 use crate::{breaker, budget, mtls, outlier, timeout};
 use arc_swap::ArcSwap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
 /// Which HTTP the endpoint's side speaks.
@@ -102,18 +103,21 @@ impl Backend {
     /// Takes a new list of endpoints; those that stand for the same instance are carried over.
     pub fn set_endpoints(&self, list: &[endpoint::Config]) {
         let old = self.endpoints.load();
+        let mut leaving: FxHashMap<&EndpointId, &Arc<Endpoint>> = old.endpoints.iter().map(|e| (&e.id, e)).collect();
         let endpoints: Vec<Arc<Endpoint>> = list
             .iter()
-            .map(|config| match old.endpoints.iter().find(|e| e.is(config)) {
+            .map(|config| match leaving.get(&config.id).filter(|e| e.is(config)) {
                 Some(same) => {
+                    let same = Arc::clone(same);
                     same.adopt(config);
-                    same.clone()
+                    leaving.remove(&config.id);
+                    same
                 }
                 None => Arc::new(Endpoint::new(config)),
             })
             .collect();
-        for leaving in old.endpoints.iter().filter(|e| !endpoints.iter().any(|n| Arc::ptr_eq(e, n))) {
-            leaving.set_gone(true);
+        for gone in leaving.into_values() {
+            gone.set_gone(true);
         }
         let picked: Vec<_> = endpoints.iter().filter(|e| !e.is_gone()).cloned().collect();
         let picker = Picker::build(&self.config.load().balance, &picked);

@@ -25,7 +25,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("h2", &["weft-proxy", "weft-testkit"]),
     ("tonic", &["weft-proto", "weft-proxy", "weft-control", "weft-testkit"]),
     ("rustls", &["weft-tls", "weft-proxy", "weft-control", "weft-testkit"]),
-    ("rcgen", &["weft-tls", "weft-control", "weft-testkit"]),
+    ("rcgen", &["weft-tls", "weft-control", "weft-sample", "weft-testkit"]),
 ];
 
 /// What the pure crates never reach, however far.

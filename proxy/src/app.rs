@@ -32,6 +32,8 @@ const UNUSABLE: u8 = 2;
 const CUT: u8 = 3;
 /// How long the end of the process waits for its last log lines to be read.
 const LAST_LINES: Duration = Duration::from_millis(500);
+/// For the spans of the last requests.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 /// For what should take no time, should it hang.
 const GRACE: Duration = Duration::from_secs(5);
 /// For those who connected just before nobody listened any more, to send their request.
@@ -134,6 +136,9 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
         if tokio::time::timeout(GRACE, ended).await.is_err() {
             tracing::error!("a worker did not end in time");
         }
+    }
+    if !shared.telemetry.spans.settle(LAST_SPANS).await {
+        tracing::warn!("the collector did not take the last spans");
     }
     if !shared.telemetry.log.settle(LAST_LINES) {
         tracing::warn!("the access log's reader did not take its last lines");

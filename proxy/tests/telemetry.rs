@@ -716,3 +716,17 @@ fn drained_by_the_operator() {
         assert!(TcpStream::connect(front.addr).is_err());
     }
 }
+
+/// What the last request left behind is told before the process ends.
+#[test]
+fn the_last_spans_are_sent() {
+    let receiver = Receiver::start();
+    let app = Backend::start(echo());
+    let telemetry = tracing(&receiver, 100.0, false);
+    let mut front = hop(app.addr(), Setup { telemetry: &telemetry, ..Setup::default() });
+    assert_eq!(http1(front.addr).get("/last").status, 200);
+    front.near().signal(libc::SIGTERM);
+    assert_eq!(front.proxies[0].wait_exit(LIMIT).code(), Some(0));
+    let spans = receiver.wait(2, |_| true, LIMIT);
+    assert_eq!(by(&spans, "hop", SERVER)[0].attribute("url.path").as_deref(), Some("/last"));
+}

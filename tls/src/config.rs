@@ -98,13 +98,23 @@ pub fn mesh_client(material: &Material, expect: Expect, alpn: &[&[u8]]) -> Resul
 /// The mesh server config of the current material, rebuilt once after each rotation.
 pub struct MeshServer {
     live: Live,
-    expect: Expect,
+    /// `None`: clients may also come without a certificate.
+    expect: Option<Expect>,
     alpn: Vec<Vec<u8>>,
     built: ArcSwapOption<(u64, Arc<ServerConfig>)>,
 }
 
 impl MeshServer {
     pub fn new(live: Live, expect: Expect, alpn: &[&[u8]]) -> Self {
+        Self::build(live, Some(expect), alpn)
+    }
+
+    /// See `open_server`.
+    pub fn open(live: Live, alpn: &[&[u8]]) -> Self {
+        Self::build(live, None, alpn)
+    }
+
+    fn build(live: Live, expect: Option<Expect>, alpn: &[&[u8]]) -> Self {
         Self { live, expect, alpn: alpn.iter().map(|p| p.to_vec()).collect(), built: ArcSwapOption::empty() }
     }
 
@@ -117,7 +127,10 @@ impl MeshServer {
         }
         let material = self.live.load();
         let alpn: Vec<&[u8]> = self.alpn.iter().map(Vec::as_slice).collect();
-        let config = mesh_server(&material, self.expect.clone(), &alpn)?;
+        let config = match &self.expect {
+            Some(expect) => mesh_server(&material, expect.clone(), &alpn)?,
+            None => open_server(&material, &alpn)?,
+        };
         self.built.store(Some(Arc::new((material.generation, config.clone()))));
         Ok(config)
     }

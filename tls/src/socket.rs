@@ -108,7 +108,7 @@ impl MeshStream {
         // Writes are batched here; Nagle's algorithm would only add the peer's delayed acknowledgement.
         let _ = tcp.set_nodelay(true);
         let info = ConnInfo {
-            peer: session.peer().map(Arc::new),
+            peer: session.peer(),
             alpn: session.alpn().map(Into::into),
             local_addr: tcp.local_addr().ok(),
             peer_addr: tcp.peer_addr().ok(),

@@ -5,9 +5,11 @@
 //! strictly, so whatever passed can be copied into headers and logs. The size of the chain is looked at before anything
 //! is parsed. Revocation is by short lifetimes and removed roots; there are no CRLs here.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
 
+use rustc_hash::FxHashMap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -22,6 +24,7 @@ use x509_parser::public_key::PublicKey;
 use crate::bundle::TrustBundle;
 use crate::config::provider;
 use crate::identity::TlsError;
+use crate::proven::{Proven, Shown};
 use crate::reason::Reason;
 
 const MAX_CHAIN: usize = 8;
@@ -113,6 +116,8 @@ pub struct Verifier {
     /// One of these; empty means the server name of the connection.
     expect: Vec<Expect>,
     mandatory: bool,
+    clients: Proven,
+    servers: Proven,
 }
 
 impl Verifier {
@@ -121,7 +126,7 @@ impl Verifier {
     }
 
     pub fn one_of(bundle: Arc<TrustBundle>, expect: Vec<Expect>) -> Self {
-        Self { bundle, expect, mandatory: true }
+        Self { bundle, expect, mandatory: true, clients: Proven::default(), servers: Proven::default() }
     }
 
     /// Clients may come without a certificate; one that is shown is verified all the same.
@@ -135,8 +140,17 @@ impl Verifier {
         chain: &[CertificateDer<'_>],
         server_name: Option<&ServerName<'_>>,
         now: UnixTime,
-        usage: &'static [u8],
     ) -> Result<(), Error> {
+        let (proven, usage) = match server_name {
+            Some(_) => (&self.servers, SERVER_AUTH),
+            None => (&self.clients, CLIENT_AUTH),
+        };
+        // The whole proof is in what was shown and in what this verifier was made with: no name of this connection alone.
+        let lasting = server_name.is_none() || !self.expect.is_empty();
+        let shown = if lasting { Shown::of(leaf, chain) } else { None };
+        if shown.as_ref().is_some_and(|shown| proven.holds(shown, now)) {
+            return Ok(());
+        }
         let bytes = chain.iter().fold(leaf.len(), |sum, c| sum.saturating_add(c.len()));
         if chain.len() >= MAX_CHAIN || bytes > MAX_CHAIN_BYTES {
             let text = format!("{} certificates, {bytes} bytes", chain.len() + 1);
@@ -177,7 +191,11 @@ impl Verifier {
             }
             return Err(of_webpki(error));
         }
-        self.expected(&cert, id.as_ref(), &names, server_name)
+        self.expected(&cert, id.as_ref(), &names, server_name)?;
+        if let Some(shown) = shown {
+            proven.keep(shown, leaf, chain);
+        }
+        Ok(())
     }
 
     fn expected(
@@ -277,7 +295,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verify(leaf, chain, Some(name), now, SERVER_AUTH).map(|()| ServerCertVerified::assertion())
+        self.verify(leaf, chain, Some(name), now).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -319,7 +337,7 @@ impl ClientCertVerifier for Verifier {
         chain: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.verify(leaf, chain, None, now, CLIENT_AUTH).map(|()| ClientCertVerified::assertion())
+        self.verify(leaf, chain, None, now).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -395,7 +413,30 @@ pub struct PeerIdentity {
     subject: OnceLock<Box<str>>,
 }
 
+thread_local! {
+    /// Peers come again, and many connections are of one peer.
+    static KNOWN: RefCell<FxHashMap<Box<[u8]>, Arc<PeerIdentity>>> = RefCell::default();
+}
+
+/// Beyond so many, knowing begins anew.
+const MOST_KNOWN: usize = 256;
+
 impl PeerIdentity {
+    /// The one of this thread for a verified certificate.
+    pub(crate) fn known(leaf: &CertificateDer<'_>) -> Arc<Self> {
+        KNOWN.with_borrow_mut(|known| {
+            if let Some(found) = known.get(leaf.as_ref()) {
+                return found.clone();
+            }
+            if known.len() >= MOST_KNOWN {
+                known.clear();
+            }
+            let new = Arc::new(Self::of(leaf));
+            known.insert(leaf.as_ref().into(), new.clone());
+            new
+        })
+    }
+
     pub fn of(leaf: &CertificateDer<'_>) -> Self {
         let names = San::read(leaf).ok();
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'*');

@@ -11,6 +11,7 @@ use rcgen::{
     date_time_ymd,
 };
 use rustls::AlertDescription;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
@@ -543,4 +544,52 @@ fn forwarded_client_cert() {
     assert!(text.ends_with(&format!("\";URI={WEB}")), "{text}");
     assert!(text.contains("CN=workload") && text.contains("\\\"quoted\\\"") && !text.contains('\r'), "{text}");
     assert!(text.bytes().all(|b| b == b' ' || b.is_ascii_graphic()));
+}
+
+/// What was proven is remembered, and only that: not beyond its time, not for another certificate, not for another use.
+#[test]
+fn remembered_proofs_end_where_the_proof_does() {
+    let ca = Ca::new("root");
+    let sub = ca.sub("in between");
+    for (signer, chain) in [(&ca, vec![]), (&ca, vec![ca.der.clone()]), (&sub, vec![sub.der.clone()])] {
+        let (judge, identity) = once_proven(&ca, signer);
+        let leaf = &identity.chain()[0];
+        for _ in 0..3 {
+            assert_eq!(judge(leaf, &chain, 2025, 12), Some(Reason::NotYetValid));
+            assert_eq!(judge(leaf, &chain, 2026, 2), None);
+            assert_eq!(judge(leaf, &chain, 2026, 4), Some(Reason::Expired));
+        }
+        // One bit of the signature.
+        let mut forged = leaf.to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        assert_eq!(judge(&forged.into(), &chain, 2026, 2), Some(Reason::UnknownCa));
+        // The same leaf beside something else is verified for itself.
+        let elsewhere = Ca::new("root").der;
+        let expected = if std::ptr::eq(signer, &sub) { Some(Reason::UnknownCa) } else { None };
+        assert_eq!(judge(leaf, &[elsewhere], 2026, 2), expected);
+    }
+}
+
+type Judge = Box<dyn Fn(&CertificateDer<'_>, &[CertificateDer<'_>], i32, u8) -> Option<Reason>>;
+
+/// A verifier that trusts `ca`, and a client's certificate valid in the first two months of 2026.
+fn once_proven(ca: &Ca, signer: &Ca) -> (Judge, Identity) {
+    let mut params = leaf(WEB);
+    (params.not_before, params.not_after) = (date_time_ymd(2026, 1, 1), date_time_ymd(2026, 3, 1));
+    params.extended_key_usages = vec![Eku::ClientAuth];
+    let identity = signer.sign(params);
+    let verifier = Verifier::new(Arc::new(ca.bundle(Some("cluster.local"))), Expect::Any);
+    let at = |year, month| {
+        let seconds = date_time_ymd(year, month, 1).unix_timestamp();
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(seconds).unwrap()))
+    };
+    // As a server's it is good for nothing, whatever was proven of it as a client's.
+    let server = || verifier.verify_server_cert(&identity.chain()[0], &[], &name(), &[], at(2026, 2)).err();
+    assert!(server().is_some());
+    let _ = verifier.verify_client_cert(&identity.chain()[0], &[], at(2026, 2));
+    assert!(server().is_some());
+    let judge = move |leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>], year, month| {
+        verifier.verify_client_cert(leaf, chain, at(year, month)).err().as_ref().map(Reason::of)
+    };
+    (Box::new(judge), identity)
 }

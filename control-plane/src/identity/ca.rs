@@ -33,6 +33,8 @@ pub enum CaError {
     Io(#[from] io::Error),
     #[error("ca.json: {0}")]
     State(String),
+    #[error("{0}")]
+    Name(String),
     #[error("root {0}: {1}")]
     Root(String, String),
     #[error("there is no root yet: the control plane makes it when it first runs")]
@@ -150,7 +152,7 @@ impl Authority {
         let _lock = dir.lock()?;
         if Self::load(dir)?.is_none() {
             let id = Root::create(dir, domain)?;
-            Self::store(dir, domain, Stage::Single, &[&id], &id)?;
+            Self::store(dir, domain, Stage::Single, &[&id], &id, SystemTime::now())?;
         }
         let authority = Self::load(dir)?.ok_or(CaError::None)?;
         if authority.domain != *domain {
@@ -168,11 +170,12 @@ impl Authority {
         stage: Stage,
         roots: &[&str],
         signing: &str,
+        now: SystemTime,
     ) -> Result<(), CaError> {
         let state = json!({
             "trustDomain": domain.as_str(),
             "stage": stage.word(),
-            "since": seconds(SystemTime::now()),
+            "since": seconds(now),
             "roots": roots,
             "signing": signing,
         });

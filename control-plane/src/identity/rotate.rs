@@ -4,6 +4,7 @@
 
 use super::ca::{Authority, CaError, ROOT_PEM, Root, Stage, seconds};
 use crate::state::StateDir;
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 /// Trust travels in a second or so to everybody who is connected; the rest of the time is for those who are not at the moment.
@@ -17,7 +18,7 @@ pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaEr
     let done = match (ca.stage, ids.as_slice()) {
         (Stage::Single, [old]) => {
             let new = Root::create(dir, &ca.domain)?;
-            Authority::store(dir, &ca.domain, Stage::Introduced, &[old, &new], old)?;
+            Authority::store(dir, &ca.domain, Stage::Introduced, &[old, &new], old, now)?;
             format!("root {new} is trusted beside {old}, which still signs; next: {new} signs")
         }
         (Stage::Introduced, [old, new]) => {
@@ -28,23 +29,27 @@ pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaEr
                     "root {new} has been trusted for {waited} s; wait {left} s more until every proxy has it, or use --force"
                 )));
             }
-            Authority::store(dir, &ca.domain, Stage::Switched, &[old, new], new)?;
+            Authority::store(dir, &ca.domain, Stage::Switched, &[old, new], new, now)?;
             format!("root {new} signs; {old} is still trusted; next: {old} goes, when what it signed has expired")
         }
         (Stage::Switched, [old, new]) => {
             let records = Authority::records(dir)?;
             let at = seconds(now);
-            let mut held: Vec<_> = records.iter().filter(|r| r.issuer == *old && r.not_after > at).collect();
-            held.sort_by_key(|r| r.not_after);
-            if let (Some(last), false) = (held.last(), force) {
-                let who = if last.pod.is_empty() { &last.identity } else { &last.pod };
+            let held = records.iter().filter(|r| r.issuer == *old && r.not_after > at);
+            let (mut who, mut left) = (BTreeSet::new(), 0);
+            for record in held {
+                who.insert(if record.pod.is_empty() { &record.identity } else { &record.pod });
+                left = left.max(record.not_after - at);
+            }
+            if !who.is_empty() && !force {
+                let named: Vec<&str> = who.iter().take(5).map(|w| w.as_str()).collect();
+                let more = if who.len() > named.len() { " and others" } else { "" };
                 return Err(CaError::TooEarly(format!(
-                    "{} certificates of root {old} still count, the last one that of {who} for {} s; wait, or use --force",
-                    held.len(),
-                    last.not_after - at
+                    "certificates of root {old} still count for up to {left} s, those of {}{more}; wait, or use --force",
+                    named.join(", ")
                 )));
             }
-            Authority::store(dir, &ca.domain, Stage::Single, &[new], new)?;
+            Authority::store(dir, &ca.domain, Stage::Single, &[new], new, now)?;
             Root::remove_key(dir, old)?;
             format!("root {old} is gone; {new} is the only one")
         }

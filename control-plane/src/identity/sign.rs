@@ -130,12 +130,12 @@ impl Signer {
         if !self.limits.admit(&instance, Instant::now()) {
             return Err(SignError::TooMany(instance));
         }
-        // Used up before anything is signed: two callers with one token get one certificate.
+        let issued = ca.issue(&subject, &csr.key, self.lifetime, now)?;
+        ca.record(&self.dir, &subject, &issued)?;
+        // Last: what fails here costs no token, and of two callers with one token only one gets what was signed for it.
         if !join_token.is_empty() {
             token::spend(&self.dir, join_token)?;
         }
-        let issued = ca.issue(&subject, &csr.key, self.lifetime, now)?;
-        ca.record(&self.dir, &subject, &issued)?;
         Ok((subject, issued))
     }
 }

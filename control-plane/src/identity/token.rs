@@ -2,6 +2,7 @@
 //! kept, as the name of a file that says whom it is for. Who removes the file has used the token, however many try at once.
 
 use super::ca::{CaError, hex, random, seconds};
+use super::own;
 use crate::state::StateDir;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
@@ -40,8 +41,11 @@ pub fn create(dir: &StateDir, binding: &Binding, ttl: Duration, now: SystemTime)
         [("namespace", &binding.namespace), ("service account", &binding.service_account), ("pod", &binding.pod)]
     {
         if !is_name(name) {
-            return Err(CaError::State(format!("{name:?} is no name for a {what}: a-z, 0-9, '-' and '.'")));
+            return Err(CaError::Name(format!("{name:?} is no name for a {what}: a-z, 0-9, '-' and '.'")));
         }
+    }
+    if (binding.namespace.as_str(), binding.service_account.as_str()) == (own::NAMESPACE, own::ACCOUNT) {
+        return Err(CaError::Name("this identity is the control plane's own: who had it could speak for it".into()));
     }
     let tokens = dir.subdir("tokens")?;
     sweep(&tokens, now)?;
@@ -144,5 +148,7 @@ mod tests {
                 assert!(create(&dir, &binding, Duration::from_secs(1), SystemTime::now()).is_err(), "{bad:?}");
             }
         }
+        let own = Binding { namespace: "weft-system".into(), service_account: "weft-control".into(), pod: "a".into() };
+        assert!(create(&dir, &own, Duration::from_secs(1), SystemTime::now()).is_err());
     }
 }

@@ -23,7 +23,6 @@ pub struct Delta {
     changed: VecDeque<Arc<Piece>>,
     removed: Vec<String>,
     unknown: Vec<String>,
-    complete: bool,
 }
 
 impl Had {
@@ -43,7 +42,7 @@ impl Had {
 
     /// Counted as had from now on. `None`: there is nothing to say; `answer`: say so.
     pub fn delta(&mut self, wanted: &Wanted, answer: bool) -> Option<Delta> {
-        let mut delta = Delta { complete: wanted.placed, ..Delta::default() };
+        let mut delta = Delta::default();
         for piece in wanted.pieces.values() {
             if self.version(&piece.name) != Some(&piece.version) {
                 self.versions.insert(piece.name.clone(), piece.version.clone());
@@ -63,7 +62,7 @@ impl Had {
             self.unknown = wanted.unknown.clone();
         }
         let nothing = delta.changed.is_empty() && delta.removed.is_empty() && delta.unknown.is_empty();
-        (!nothing || (answer && wanted.placed)).then_some(delta)
+        (!nothing || answer).then_some(delta)
     }
 }
 
@@ -80,7 +79,7 @@ fn rank(name: &str) -> u8 {
 
 impl Delta {
     /// The next message, and whether it is the last. Removals are in the last one: nothing may lean on them any more.
-    pub fn next(&mut self) -> (WatchResponse, bool) {
+    pub fn message(&mut self) -> (WatchResponse, bool) {
         let mut message = WatchResponse::default();
         let mut size = 0;
         while let Some(piece) = self.changed.front() {
@@ -97,7 +96,7 @@ impl Delta {
         }
         message.removed = std::mem::take(&mut self.removed);
         message.unknown = std::mem::take(&mut self.unknown);
-        message.complete = self.complete;
+        message.complete = true;
         (message, true)
     }
 
@@ -127,7 +126,7 @@ mod tests {
     fn all(mut delta: Delta) -> Vec<WatchResponse> {
         let mut messages = Vec::new();
         loop {
-            let (message, last) = delta.next();
+            let (message, last) = delta.message();
             messages.push(message);
             if last {
                 return messages;
@@ -158,8 +157,8 @@ mod tests {
         let mut had = Had::new([("old".to_string(), "1".to_string())]);
         let waiting = Wanted { pieces: [piece("trust", "1", 1)].into(), ..Wanted::default() };
         let messages = all(had.delta(&waiting, true).unwrap());
-        assert_eq!((messages[0].removed.len(), messages[0].complete), (0, false));
-        assert!(had.delta(&waiting, true).is_none());
+        assert_eq!((messages[0].removed.len(), messages[0].complete), (0, true));
+        assert!(had.delta(&waiting, false).is_none());
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub async fn run(
                 // Nobody listens any more.
                 let Ok(room) = room else { return Ok(()) };
                 if let Some(delta) = &mut queue {
-                    let (message, last) = delta.next();
+                    let (message, last) = delta.message();
                     room.send(Ok(message));
                     waiting_since = Instant::now();
                     if last {
@@ -139,9 +139,7 @@ impl Session {
             Status::permission_denied(why)
         })?;
         let delta = self.had.delta(&wanted, self.answer);
-        // A pod that is not known yet is still owed its answer.
-        self.answer &= !wanted.placed;
-        self.due = false;
+        (self.answer, self.due) = (false, false);
         if let Some(delta) = &delta {
             self.seat.sent(delta, wanted.placed);
         }

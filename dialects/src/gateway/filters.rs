@@ -74,30 +74,26 @@ fn headers(filter: &Field<'_>, kind: &str, fields: &mut Map<String, Value>) -> O
         }
     };
     let body = body(filter, name)?;
-    let pairs = |list: &str| -> Option<Map<String, Value>> {
+    let pairs = |list: &str, before: &Map<String, Value>| -> Option<Map<String, Value>> {
         let mut out = Map::new();
         for item in body.list(list) {
             let text = |name: &str| match item.get(name) {
                 Some(field) => field.text(),
                 None => item.fail(format!("has no {name}"), ""),
             };
-            let (header, value) = (text("name")?.to_ascii_lowercase(), text("value")?);
-            if out.contains_key(&header) {
-                item.ignored("the name is there twice, and the first one counts");
+            let header = text("name")?.to_ascii_lowercase();
+            // Of two values for one name a document says only one.
+            if out.contains_key(&header) || before.contains_key(&header) {
+                item.ignore("value", "the name is there twice, and the first one counts");
                 continue;
             }
             // Values are text here, and have variables in the documents.
-            out.insert(header, value.replace('%', "%%").into());
+            out.insert(header, text("value")?.replace('%', "%%").into());
         }
         Some(out)
     };
-    let set = pairs("set")?;
-    let mut add = pairs("add")?;
-    // Removed first, then set, then added: what is set and added is two values, which a document cannot say.
-    if let Some(twice) = set.keys().find(|name| add.contains_key(*name)).cloned() {
-        add.remove(&twice);
-        body.get("add")?.differs(format!("{twice} is set as well, and only that is done"));
-    }
+    let set = pairs("set", &Map::new())?;
+    let add = pairs("add", &set)?;
     let remove = body.list("remove").iter().map(|f| f.text().map(Value::from)).collect::<Option<Vec<_>>>()?;
     let mut out = Map::new();
     for (name, value) in [("set", Value::from(set)), ("add", add.into()), ("remove", remove.into())] {

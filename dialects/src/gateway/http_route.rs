@@ -24,6 +24,13 @@ fn rule(field: &Field<'_>, backends: &Backends<'_>) -> Option<Map<String, Value>
         retry.get_or_insert_default().insert("perTryTimeout".into(), json!(per_try));
     }
     if let Some(retry) = retry {
+        let methods = route_fields.get("match").and_then(Value::as_array).into_iter().flatten();
+        let unsafe_one =
+            methods.filter_map(|m| m.get("method")?.as_str()).any(|m| ["POST", "PATCH", "CONNECT"].contains(&m));
+        if let Some(asked) = field.get("retry").filter(|_| unsafe_one) {
+            let hint = "make sure that the app takes a repeated request for one";
+            asked.warn(Some("G18"), "repeats requests that are not safe to repeat", hint);
+        }
         route_fields.insert("retry".into(), retry.into());
     }
     route
@@ -79,8 +86,5 @@ fn duration(field: &Field<'_>) -> Option<(Duration, String)> {
             _ => return field.fail(format!("{text:?} is not a duration of Gateway API"), HINT),
         }
     }
-    match field.duration() {
-        Some(duration) => Some((duration, text)),
-        None => None,
-    }
+    field.duration().map(|duration| (duration, text))
 }

@@ -7,7 +7,14 @@ use serde_json::{Map, Value, json};
 /// The alternatives of a rule; `None`: it has some, and none of them could be read.
 pub fn of(rule: &Field<'_>, read: impl Fn(&Field<'_>) -> Option<Value>) -> Option<Vec<Value>> {
     let listed = rule.list("matches");
-    let found: Vec<Value> = listed.iter().filter_map(read).collect();
+    let one = |field: &Field<'_>| match read(field) {
+        Some(found) => Some(found),
+        None => {
+            field.ignored("cannot be read, so it is left out");
+            None
+        }
+    };
+    let found: Vec<Value> = listed.iter().filter_map(one).collect();
     (!found.is_empty() || listed.is_empty()).then_some(found)
 }
 
@@ -76,7 +83,7 @@ fn fields(field: &Field<'_>, list: &str, name_of: impl Fn(&str) -> String) -> Op
     for item in field.list(list) {
         let name = name_of(&item.get("name").map_or_else(|| item.fail("has no name", ""), |f| f.text())?);
         if out.contains_key(&name) {
-            item.ignored("the name is there twice, and the first one counts");
+            item.ignore("value", "the name is there twice, and the first one counts");
             continue;
         }
         let kind =

@@ -36,7 +36,10 @@ pub fn translate(
     let mut routes: Vec<For<Value>> = Vec::new();
     for (i, rule) in spec.list("rules").iter().enumerate() {
         let given = rule.get("name").and_then(|n| n.text());
-        let Some(mut route) = read(rule, &backends) else { continue };
+        let Some(mut route) = read(rule, &backends) else {
+            rule.ignored("none of its matches can be read, so it is left out");
+            continue;
+        };
         route.insert("name".into(), json!(format!("{name}/{}", given.unwrap_or(i.to_string()))));
         if let Some(route) = proven(rule, route) {
             routes.push(For { clients: Clients::default(), what: route });
@@ -135,9 +138,12 @@ pub fn rule(
         route.insert("match".into(), matches.into());
     }
     if impossible {
+        for name in ["filters", "backendRefs"] {
+            rule.get(name).inspect(|f| f.ignored("the rule answers 500, for one of its filters cannot be done"));
+        }
         closed(&mut route);
     } else if route.contains_key("redirect") {
-        rule.ignore("backendRefs", "a redirect sends nothing on");
+        rule.get("backendRefs").inspect(|f| f.ignored("a redirect sends nothing on"));
     } else if !to.is_empty() {
         route.insert("to".into(), to.into());
     }
@@ -149,7 +155,11 @@ fn destination(field: &Field<'_>, backends: &Backends<'_>) -> Map<String, Value>
     let weight = field.get("weight").map_or(Some(1), |w| w.int(0, 1_000_000));
     let mut to = match (backends.resolve(field), filters.impossible) {
         (Some(to), false) => to,
-        _ => Map::from_iter([("invalid".to_string(), json!(true))]),
+        (Some(_), true) => {
+            field.ignored("its share is answered with 500, for one of its filters cannot be done");
+            Map::from_iter([("invalid".to_string(), json!(true))])
+        }
+        (None, _) => Map::from_iter([("invalid".to_string(), json!(true))]),
     };
     if !to.contains_key("invalid") {
         to.extend(filters.fields);

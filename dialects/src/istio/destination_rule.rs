@@ -56,15 +56,21 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         for port in ports {
             let subset =
                 |p: &Part| Subset { name: p.name.clone(), labels: p.labels.clone(), policy: p.policy.of_subset(port) };
-            service.add_policy(PolicySet {
-                from: spec.source(),
-                kind: Policies::DestinationRule,
-                specific,
-                clients: clients.clone(),
-                port,
-                policy: policy.of(port),
-                subsets: parts.iter().map(subset).collect(),
-            });
+            let set = |name: &str, policy, subsets| {
+                Some(PolicySet {
+                    from: spec.get(name)?.source(),
+                    kind: Policies::DestinationRule,
+                    specific,
+                    clients: clients.clone(),
+                    port,
+                    policy,
+                    subsets,
+                })
+            };
+            // Another rule may win over the one and not over the other.
+            let whole = set("trafficPolicy", policy.of(port), Vec::new());
+            let subsets = set("subsets", Default::default(), parts.iter().map(subset).collect());
+            whole.into_iter().chain(subsets).for_each(|s| service.add_policy(s));
         }
     }
 }

@@ -62,7 +62,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
             }
             found = match host.starts_with('*') {
                 true => continue,
-                false => vec![(external(b, &field, &host, namespace, &http), 1000)],
+                false => external(b, &field, &host, namespace, &http).map(|id| (id, 1000)).into_iter().collect(),
             };
         }
         let source = |name: &str| spec.get(name).map(|f| f.source());
@@ -118,8 +118,10 @@ fn in_mesh(spec: &Field<'_>) -> bool {
 }
 
 /// A host that is no Service: what its routes say is all there is of it.
-fn external(b: &mut Builder<'_>, field: &Field<'_>, host: &str, namespace: &str, http: &[Rule]) -> ServiceId {
-    let id = b.host(host, namespace);
+fn external(b: &mut Builder<'_>, field: &Field<'_>, host: &str, namespace: &str, http: &[Rule]) -> Option<ServiceId> {
+    let Some(id) = b.host(host, namespace) else {
+        return field.fail("is no host", "a name such as web, web.demo or api.example.com");
+    };
     field.warn(None, format!("there is no Service {host}; requests with this Host are routed"), "");
     let ports: BTreeSet<u16> = http.iter().flat_map(|r| &r.matches).map(|m| m.port.unwrap_or(80)).collect();
     if let Some(service) = b.services.get_mut(&id) {
@@ -127,7 +129,7 @@ fn external(b: &mut Builder<'_>, field: &Field<'_>, host: &str, namespace: &str,
             service.ports.entry(port).or_insert_with(|| Port { protocol: "http", ..Port::default() });
         }
     }
-    id
+    Some(id)
 }
 
 /// A rule among the routes of a port: one for each kind of clients it is for.
@@ -175,7 +177,7 @@ impl Destination {
         let Some(service) = b.resolve(&name, &namespace) else {
             host.warn(
                 Some("G7"),
-                format!("there is no Service {name}: its share of requests is answered 503 NC"),
+                format!("there is no Service {name}: its share of requests is answered 503"),
                 "a Service of the rule's own namespace, or NAME.NAMESPACE",
             );
             return Some(Self { service: ServiceId::new(&namespace, &name), port, subset: None, rest: Map::new() });

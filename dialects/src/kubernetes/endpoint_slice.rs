@@ -1,7 +1,7 @@
 //! EndpointSlice: where a Service's endpoints are. A Service without any slice has the pods that its selector means.
 
 use crate::builder::Builder;
-use crate::kubernetes::pod::{Pod, workload_document};
+use crate::kubernetes::pod::{ByLabel, Pod, workload_document};
 use crate::reader::Reader;
 use crate::world::PodId;
 use serde_json::{Value, json};
@@ -57,7 +57,8 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         let is = |name: &str| conditions.as_ref().and_then(|c| c.get(name)?.bool());
         let (ready, serving, terminating) = (is("ready"), is("serving"), is("terminating").unwrap_or(false));
         let pod = field.get("targetRef").and_then(|target| {
-            target.honoured();
+            target.ignore("uid", "pods are known by their names");
+            target.ignore("apiVersion", "pods are known by their names");
             let namespace = target.get("namespace").and_then(|f| f.text()).unwrap_or(object.namespace.clone());
             let pod = target.get("kind").and_then(|f| f.text()).as_deref() == Some("Pod");
             let name = target.get("name").and_then(|f| f.text()).filter(|_| pod)?;
@@ -88,14 +89,10 @@ pub fn fill(b: &mut Builder<'_>) {
             }
         }
     }
-    let mut by_namespace: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
-    for (id, pod) in &b.pods {
-        by_namespace.entry(&id.namespace).or_default().push(pod);
-    }
-    for (id, service) in b.services.iter_mut().filter(|(id, s)| !s.selector.is_empty() && !sliced.contains(*id)) {
-        let pods = by_namespace.get(&*id.namespace).map(Vec::as_slice).unwrap_or_default();
-        let serves = |p: &&&Pod| p.has(&service.selector) && (p.ready || p.terminating || service.not_ready_too);
-        for pod in pods.iter().filter(serves) {
+    let by_label = ByLabel::new(&b.pods);
+    for (id, service) in b.services.iter_mut().filter(|(id, _)| !sliced.contains(*id)) {
+        let serves = |p: &Pod| p.ready || p.terminating || service.not_ready_too;
+        for (_, pod) in by_label.of(&id.namespace, &service.selector).filter(|(_, pod)| serves(pod)) {
             let Some(ip) = pod.ips.first() else { continue };
             for port in service.ports.values_mut() {
                 let made = pod.target(&port.target).map(|target| endpoint(*ip, target, Some(pod), pod.terminating));

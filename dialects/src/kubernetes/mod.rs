@@ -1,6 +1,7 @@
 //! Kubernetes' own kinds: what there is to call, and who calls.
 
 pub mod endpoint_slice;
+pub mod headless;
 pub mod namespace;
 pub mod pod;
 pub mod service;

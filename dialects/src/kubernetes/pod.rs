@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use weft_policy::diag::Severity;
 use weft_policy::doc;
-use weft_policy::id::{ServiceId, SpiffeId};
+use weft_policy::id::SpiffeId;
 use weft_policy::meta::Workload;
 
 pub const SIDECAR: &str = "weft.dev/sidecar";
@@ -57,6 +57,9 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
             let number = port.get("containerPort").and_then(|f| f.port());
             let name = port.get("name").and_then(|f| f.text());
             ports.extend(number);
+            if name.is_none() {
+                port.ignored("only ports with a name are referred to");
+            }
             named.extend(name.zip(number));
         }
     }
@@ -150,26 +153,54 @@ pub fn workload_document(w: &Workload) -> Value {
     out
 }
 
+/// Pods by a label, so that nobody looks at all of them for each Service.
+pub struct ByLabel<'p>(BTreeMap<(&'p str, &'p str, &'p str), Vec<(&'p PodId, &'p Pod)>>);
+
+impl<'p> ByLabel<'p> {
+    pub fn new(pods: &'p BTreeMap<PodId, Pod>) -> Self {
+        let mut out: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (id, pod) in pods {
+            for (key, value) in &pod.labels {
+                out.entry((id.namespace.as_str(), key.as_str(), value.as_str())).or_default().push((id, pod));
+            }
+        }
+        Self(out)
+    }
+
+    /// Those of a namespace that a selector means; an empty one means none.
+    pub fn of<'s>(
+        &'s self,
+        namespace: &'s str,
+        selector: &'s BTreeMap<String, String>,
+    ) -> impl Iterator<Item = (&'p PodId, &'p Pod)> {
+        let some = |(key, value): (&'s String, &'s String)| {
+            self.0.get(&(namespace, key.as_str(), value.as_str())).map(Vec::as_slice).unwrap_or_default()
+        };
+        let fewest = selector.iter().map(some).min_by_key(|pods| pods.len()).unwrap_or_default();
+        fewest.iter().copied().filter(|(_, pod)| pod.has(selector))
+    }
+}
+
 /// What each pod's own sidecar is told.
 pub fn documents(b: &Builder<'_>) -> BTreeMap<PodId, world::Pod> {
-    let services = by_namespace(b);
+    let by_label = ByLabel::new(&b.pods);
+    let mut protocols: BTreeMap<&PodId, BTreeMap<String, &str>> = BTreeMap::new();
+    for (id, service) in &b.services {
+        for (pod_id, pod) in by_label.of(&id.namespace, &service.selector) {
+            for port in service.ports.values().filter(|p| p.protocol != "detect") {
+                let declared = pod.target(&port.target).map(|target| (target.to_string(), port.protocol));
+                protocols.entry(pod_id).or_default().extend(declared);
+            }
+        }
+    }
     let meshed = b.pods.iter().filter_map(|(id, pod)| Some((id, pod, pod.identity.clone()?)));
     meshed
         .map(|(id, pod, identity)| {
-            let mut protocols = BTreeMap::new();
-            for service in services.get(id.namespace.as_str()).into_iter().flatten() {
-                if service.selector.is_empty() || !pod.has(&service.selector) {
-                    continue;
-                }
-                for port in service.ports.values().filter(|p| p.protocol != "detect") {
-                    protocols.extend(pod.target(&port.target).map(|target| (target.to_string(), port.protocol)));
-                }
-            }
             let mut inbound = json!({
                 "name": "in", "role": "inbound", "address": "[::]:15006", "originalDst": true,
                 "mtls": peer_authentication::of(b, &id.namespace, pod),
             });
-            if !protocols.is_empty() {
+            if let Some(protocols) = protocols.get(id).filter(|p| !p.is_empty()) {
                 inbound["ports"] = json!(protocols);
             }
             let document = json!({
@@ -184,12 +215,4 @@ pub fn documents(b: &Builder<'_>) -> BTreeMap<PodId, world::Pod> {
             (id.clone(), pod)
         })
         .collect()
-}
-
-fn by_namespace<'b>(b: &'b Builder<'_>) -> BTreeMap<String, Vec<&'b crate::builder::Service>> {
-    let mut out: BTreeMap<String, Vec<_>> = BTreeMap::new();
-    for (ServiceId { namespace, .. }, service) in &b.services {
-        out.entry(namespace.to_string()).or_default().push(service);
-    }
-    out
 }

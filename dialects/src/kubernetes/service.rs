@@ -44,7 +44,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         object: Some(object.reference()),
         labels: object.labels.clone(),
         annotations: object.annotations.clone(),
-        selector: spec.get("selector").map(|f| f.texts()).unwrap_or_default(),
+        selector: spec.get("selector").map(|f| f.texts()).filter(|_| !external).unwrap_or_default(),
         not_ready_too: spec.get("publishNotReadyAddresses").and_then(|f| f.bool()).unwrap_or(false),
         headless,
         hosts: hosts(&id, &b.options.cluster_domain),
@@ -73,7 +73,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
 }
 
 /// Short names are for clients of the same namespace: elsewhere they mean another service.
-fn hosts(id: &ServiceId, domain: &str) -> Vec<For<String>> {
+pub fn hosts(id: &ServiceId, domain: &str) -> Vec<For<String>> {
     let (name, namespace) = (&id.name, &id.namespace);
     let own = Clients { namespaces: [namespace.to_string()].into(), labels: BTreeMap::new() };
     let any = |what| For { clients: Clients::default(), what };
@@ -91,11 +91,9 @@ fn port(field: &Field<'_>) -> Option<(u16, Port)> {
     let name = field.get("name").and_then(|f| f.text()).unwrap_or_default();
     let target = field.get("targetPort").and_then(|f| f.text());
     let app_protocol = field.get("appProtocol").and_then(|f| f.text());
-    if let Some(transport) = field.get("protocol") {
-        if transport.text().is_some_and(|t| t != "TCP") {
-            field.ignored("only TCP is the mesh's");
-            return None;
-        }
+    if field.get("protocol").and_then(|f| f.text()).is_some_and(|transport| transport != "TCP") {
+        field.ignored("only TCP is the mesh's");
+        return None;
     }
     let Some(number) = number else {
         return match field.has("port") {

@@ -210,10 +210,12 @@ fn timeout(reader: &Reader<'_>) -> Map<String, Value> {
         field.differs("counted from the request's head, as timeout.linkerd.io/request is; the shorter of both counts");
     }
     // Zero is no limit, so it is not the shorter one.
-    let limits = [request, response].into_iter().flatten();
-    if let Some((_, _, text)) = limits.min_by_key(|(_, d, _)| if d.is_zero() { Duration::MAX } else { *d }) {
+    let mut limits: Vec<_> = [request, response].into_iter().flatten().collect();
+    limits.sort_by_key(|(_, d, _)| if d.is_zero() { Duration::MAX } else { *d });
+    if let Some((_, _, text)) = limits.first() {
         out.insert("request".into(), json!(text));
     }
+    limits.iter().skip(1).for_each(|(field, ..)| field.ignored("the other limit is shorter"));
     if let Some((field, _, text)) = duration(reader, "timeout.linkerd.io/idle") {
         field.differs("runs before the answer's head as well");
         out.insert("idle".into(), json!(text));

@@ -21,7 +21,10 @@ impl Failures {
                 Some(condition) => condition_of(&condition, 0),
                 None => class.fail("has no condition", "condition: {status: {min: 500, max: 599}}"),
             };
-            let (Some(failure), Some(set)) = (failure, set) else { continue };
+            let (Some(failure), Some(set)) = (failure, set) else {
+                class.ignored("cannot be read, so it is left out");
+                continue;
+            };
             failures.iter_mut().zip(set).filter(|(_, fits)| *fits).for_each(|(is, _)| *is = failure);
         }
         Self(failures)

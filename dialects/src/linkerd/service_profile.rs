@@ -29,14 +29,9 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
     let opaque = super::annotations::ports_of(&spec);
     let id = service_of(&object.name, &object.namespace, &b.options.cluster_domain);
     let Some(id) = id.filter(|id| b.services.contains_key(id)) else {
-        let hint = "the host of a Service, as web.demo.svc.cluster.local";
-        reader.finding(
-            Severity::Error,
-            None,
-            "metadata.name",
-            "there is no such Service, so nothing of this counts",
-            hint,
-        );
+        let (why, hint) = ("there is no such Service", "the host of a Service, as web.demo.svc.cluster.local");
+        reader.finding(Severity::Error, None, "metadata.name", why, hint);
+        spec.ignored(why);
         return;
     };
     inbound_policy(reader, &id, b);
@@ -90,7 +85,14 @@ struct Route {
 }
 
 fn read_routes(spec: &Field<'_>) -> Vec<Route> {
-    spec.list("routes").iter().filter_map(read_route).collect()
+    let read = |field: &Field<'_>| {
+        let found = read_route(field);
+        if found.is_none() {
+            field.ignored("without what is wrong it would match too much, so it is left out");
+        }
+        found
+    };
+    spec.list("routes").iter().filter_map(read).collect()
 }
 
 fn read_route(field: &Field<'_>) -> Option<Route> {
@@ -174,7 +176,14 @@ struct Destination {
 
 /// What cannot be reached is left out, and the others take its share.
 fn destinations(overrides: &[Field<'_>], root: &ServiceId, b: &Builder<'_>) -> Vec<Destination> {
-    let found: Vec<_> = overrides.iter().filter_map(|field| Some((field, destination(field, root, b)?))).collect();
+    let found = |field| match destination(field, root, b) {
+        Some(found) => Some((field, found)),
+        None => {
+            Field::ignored(field, "leads nowhere, so the others take its share");
+            None
+        }
+    };
+    let found: Vec<_> = overrides.iter().filter_map(found).collect();
     let weights = quantity::weights(&found.iter().map(|(_, (_, weight))| *weight).collect::<Vec<_>>());
     let Some(weights) = weights else {
         found.iter().for_each(|(field, _)| field.ignored("the weights are too large"));

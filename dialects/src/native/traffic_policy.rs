@@ -124,6 +124,10 @@ fn attach(
         if let Some(section) = section {
             target.warn(None, format!("is for all of {name}, not for {section} only"), "");
         }
+        if of_routes.is_empty() {
+            target.ignored("nothing of this policy is for routes");
+            return None;
+        }
         let on = Target::Route(ObjectRef { group, kind, namespace: namespace.clone(), name });
         b.overlays.push(Overlay { from, kind: Policies::TrafficPolicy, on, fields: of_routes.clone() });
         return Some(());

@@ -12,6 +12,7 @@ use crate::reader::{Field, Reader};
 use crate::world::{Clients, PodId};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use weft_policy::diag::Severity;
 use weft_policy::doc;
 use weft_policy::id::ServiceId;
 
@@ -116,8 +117,8 @@ fn leaves<'r>(backends: &[Field<'r>], namespace: &str, b: &Builder<'_>) -> Vec<L
             None => {
                 let why = format!("there is no Service {name}; the others take its share");
                 let hint = "a split needs a Service for each version, which selects its pods only";
-                service.ignored(why.clone());
-                service.error("G6", why, hint);
+                field.ignored(why.clone());
+                service.find(Severity::Error, Some("G6"), why, hint);
             }
         }
     }
@@ -173,7 +174,7 @@ fn overlaps(leaves: &[Leaf<'_>], b: &Builder<'_>) {
             let real: f64 = (0..leaves.len()).map(share_of).sum();
             let meant = f64::from(leaf.weight) / total.max(1) as f64;
             let why = format!(
-                "{} selects {shared} of the {} pods of {} too: they get {:.0} % of the requests, not {:.0} %",
+                "{} selects {shared} of {} pods of {} too: they get {:.0} % of the requests, not {:.0} %",
                 other.id.name,
                 own.len(),
                 leaf.id.name,

@@ -34,6 +34,10 @@ pub struct Queue {
     resource: Resource,
     dropped: AtomicU64,
     exported: AtomicU64,
+    /// No more spans will come.
+    closing: watch::Sender<bool>,
+    /// All that came have been sent or dropped.
+    settled: watch::Sender<bool>,
 }
 
 impl Queue {
@@ -58,6 +62,8 @@ impl Queue {
             resource: Resource { attributes, ..Resource::default() },
             dropped: AtomicU64::new(0),
             exported: AtomicU64::new(0),
+            closing: watch::Sender::new(false),
+            settled: watch::Sender::new(false),
         }
     }
 
@@ -102,11 +108,12 @@ impl Queue {
         }
     }
 
-    /// Sends for as long as it is polled; the second caller gets nothing to do.
+    /// Sends until `settle`; the second caller gets nothing to do.
     pub async fn export(&self) {
         let Some(mut waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let mut target = self.target.subscribe();
         target.mark_changed();
+        let mut closing = self.closing.subscribe();
         let mut client = None;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -118,9 +125,20 @@ impl Queue {
                     }
                 }
             };
-            let _ = tokio::time::timeout(EVERY, full).await;
+            let last = tokio::select! {
+                _ = tokio::time::timeout(EVERY, full) => false,
+                _ = closing.wait_for(|closing| *closing) => true,
+            };
+            while last && batch.len() < BATCH {
+                let Ok(span) = waiting.try_recv() else { break };
+                batch.push(*span);
+            }
             if target.has_changed().unwrap_or(false) {
                 client = target.borrow_and_update().as_deref().and_then(connect);
+            }
+            if batch.is_empty() && last {
+                self.settled.send_replace(true);
+                return;
             }
             if batch.is_empty() {
                 continue;
@@ -139,6 +157,16 @@ impl Queue {
                 }
             };
         }
+    }
+
+    /// Sends what is left, as far as the collector takes it in time; whoever made spans has ended.
+    pub async fn settle(&self, limit: Duration) -> bool {
+        if !self.is_on() {
+            return true;
+        }
+        self.closing.send_replace(true);
+        let mut settled = self.settled.subscribe();
+        tokio::time::timeout(limit, settled.wait_for(|settled| *settled)).await.is_ok()
     }
 
     async fn send(&self, client: &mut TraceServiceClient<Channel>, spans: Vec<Span>) -> Result<(), String> {

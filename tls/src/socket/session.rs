@@ -87,8 +87,8 @@ impl Session {
         self.common()?.alpn_protocol()
     }
 
-    pub(super) fn peer(&self) -> Option<PeerIdentity> {
-        self.common()?.peer_certificates()?.first().map(PeerIdentity::of)
+    pub(super) fn peer(&self) -> Option<Arc<PeerIdentity>> {
+        self.common()?.peer_certificates()?.first().map(PeerIdentity::known)
     }
 
     /// Feeds `incoming`, hands plaintext to `plain`, appends what must be sent to `out`. `incoming` must begin with what

@@ -173,14 +173,17 @@ fn connection_pool(f: &Field<'_>, out: &mut Map<String, Value>) {
         put(&mut breaker, "maxRequests", count(&http, "http2MaxRequests"));
         put(&mut breaker, "maxRetries", count(&http, "maxRetries"));
         let each = count(&http, "maxRequestsPerConnection");
-        if let (Some(n), Some(field)) = (each.as_ref().and_then(Value::as_u64), http.get("maxRequestsPerConnection")) {
-            if n < 10 {
-                let message = format!("closes every connection after {n} requests: a TLS handshake each {n} requests");
-                field.warn(Some("G14"), message, "leave it out, or 100 and more");
-            }
+        let few = each.as_ref().and_then(Value::as_u64).filter(|n| *n < 10);
+        if let Some((n, field)) = few.zip(http.get("maxRequestsPerConnection")) {
+            let message = format!("closes every connection after {n} requests: a TLS handshake each {n} requests");
+            field.warn(Some("G14"), message, "leave it out, or 100 and more");
         }
         put(&mut breaker, "maxRequestsPerConnection", each);
-        put(&mut connections, "idleTimeout", span(&http, "idleTimeout"));
+        let idle = span(&http, "idleTimeout");
+        if let Some(other) = f.get("tcp").and_then(|t| t.get("idleTimeout")).filter(|_| idle.is_some()) {
+            other.ignored("http.idleTimeout says something else");
+        }
+        put(&mut connections, "idleTimeout", idle);
         http.ignore("maxConcurrentStreams", "as many as the endpoint allows");
         http.ignore("useClientProtocol", "in the mesh it is HTTP/2, elsewhere what the client spoke");
         let words = [("DEFAULT", None), ("DO_NOT_UPGRADE", Some("http1")), ("UPGRADE", Some("http2"))];

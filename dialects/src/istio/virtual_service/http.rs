@@ -52,7 +52,19 @@ pub fn rule(field: &Field<'_>, name: String, clients: &Clients, b: &Builder<'_>)
         // A single destination may leave its weight out.
         only.rest.remove("weight");
     }
+    if matches.is_none() {
+        closed(field);
+    }
     Some(Rule { name, matches: matches?, to, mirrors, rest })
+}
+
+/// A rule of which no alternative can hold.
+pub fn closed(rule: &Field<'_>) {
+    for (name, field) in rule.entries() {
+        if name != "match" {
+            field.ignored("none of the rule's matches can hold");
+        }
+    }
 }
 
 fn put(out: &mut Map<String, Value>, name: &str, value: Option<Value>) {

@@ -42,6 +42,13 @@ fn alternative(m: &Field<'_>, exported: &Clients) -> Option<Match> {
     };
     let text = |name: &str| m.get(name).map(|f| string_match(&f));
     let mut path = text("uri");
+    if let Some(prefix) = m.get("uri").and_then(|u| u.get("prefix")) {
+        let text = prefix.text().unwrap_or_default();
+        if text.len() > 1 && !text.ends_with('/') {
+            let message = format!("any text that begins so matches: {text}x too, and not only {text} and {text}/x");
+            prefix.warn(Some("G13"), message, "Gateway API's PathPrefix compares whole segments");
+        }
+    }
     if let Some(Some(Value::Object(path))) = path.as_mut().filter(|_| fold) {
         match path.contains_key("regex") {
             true => m.ignore("ignoreUriCase", "has no effect on a regex, which says (?i) itself"),

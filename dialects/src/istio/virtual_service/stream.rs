@@ -1,7 +1,7 @@
 //! Rules of `tcp` and `tls`: where the bytes of a connection go. The first rule that holds for a port is the one; what only a
 //! single connection can tell (its addresses, its server name) is not looked at.
 
-use super::http::destination;
+use super::http::{closed, destination};
 use super::matches::{Match, caller};
 use super::{Destination, Rule};
 use crate::builder::Builder;
@@ -28,6 +28,9 @@ fn rule(field: &Field<'_>, name: String, clients: &Clients, b: &Builder<'_>) -> 
             only.rest.remove("weight");
         }
         _ => {}
+    }
+    if matches.is_empty() {
+        closed(field);
     }
     (!matches.is_empty()).then_some(Rule { name, matches, to, mirrors: Vec::new(), rest: Map::new() })
 }
