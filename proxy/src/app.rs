@@ -81,6 +81,7 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
         snapshot: config.snapshot.clone(),
         config: config.current.clone(),
         identity: config.identity.clone(),
+        demand: config.demand.clone(),
         introduction: crate::introduction::encode(&first.workload),
         telemetry: Hub::new(first.telemetry.clone(), first.workload.clone(), id),
         phase: following_phase,
@@ -183,7 +184,7 @@ async fn first_configuration(settings: &Settings, signals: &mut Signals) -> Resu
         tracing::error!(%error, "the admin address cannot be opened");
         return Err(unusable);
     }
-    let (mut updates, following) = control::follow(options, links.clone());
+    let (mut updates, demand, following) = control::follow(options, links.clone());
     tokio::task::spawn_local(following);
     let first = tokio::select! {
         first = updates.recv() => first,
@@ -197,7 +198,7 @@ async fn first_configuration(settings: &Settings, signals: &mut Signals) -> Resu
         door.abort();
     }
     match first {
-        Some(first) => Ok(Controller::fed(first, updates, links)),
+        Some(first) => Ok(Controller::fed(first, updates, links, demand)),
         None => {
             tracing::error!("the control plane's client has ended");
             Err(unusable)

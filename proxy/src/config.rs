@@ -49,6 +49,8 @@ pub struct Shared {
     pub reload: Notify,
     /// `None`: a file is followed, not a control plane.
     pub control: Option<control::Links>,
+    /// Whom to ask for destinations; `None`: what is configured is all there is.
+    pub demand: Option<control::Demand>,
 }
 
 /// A file that cannot be used, with everything that is wrong with it.
@@ -110,8 +112,13 @@ impl Controller {
     }
 
     /// The same from a control plane's first configuration, and those that follow it.
-    pub fn fed(first: control::Update, feed: mpsc::Receiver<control::Update>, links: control::Links) -> Self {
-        let controller = Self::with(first.config, Some(first.live), None, Some((feed, links)));
+    pub fn fed(
+        first: control::Update,
+        feed: mpsc::Receiver<control::Update>,
+        links: control::Links,
+        demand: Option<control::Demand>,
+    ) -> Self {
+        let controller = Self::with(first.config, Some(first.live), None, Some((feed, (links, demand))));
         let _ = first.done.send(());
         controller
     }
@@ -120,13 +127,14 @@ impl Controller {
         config: ProxyConfig,
         identity: Option<Live>,
         file: Option<Followed>,
-        feed: Option<(mpsc::Receiver<control::Update>, control::Links)>,
+        feed: Option<(mpsc::Receiver<control::Update>, (control::Links, Option<control::Demand>))>,
     ) -> Self {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let mut applier = Applier::new(snapshot.clone());
         applier.apply(&config, SystemTime::now());
         let (tx, rx) = changes::channel(Arc::new(config));
         let (feed, control) = feed.unzip();
+        let (control, demand) = control.unzip();
         let shared = Arc::new(Shared {
             snapshot,
             identity,
@@ -135,6 +143,7 @@ impl Controller {
             backends: ArcSwap::default(),
             reload: Notify::new(),
             control,
+            demand: demand.flatten(),
         });
         let mut controller = Self {
             file,

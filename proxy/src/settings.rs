@@ -39,6 +39,10 @@ pub struct Settings {
     #[arg(long, value_name = "DIR", requires = "control")]
     pub state: Option<PathBuf>,
 
+    /// Ask for a destination's configuration when it is first called, rather than for everything
+    #[arg(long, requires = "control")]
+    pub on_demand: bool,
+
     /// Check the file, print everything that is wrong with it, and exit: 0 if it is good, 1 if not
     #[arg(long, requires = "config")]
     pub validate: bool,
@@ -115,6 +119,7 @@ impl Settings {
             namespace,
             pod,
             state: self.state.clone()?,
+            on_demand: self.on_demand,
         })
     }
 

@@ -30,6 +30,7 @@ struct Pod {
     dir: TempDir,
     admin: SocketAddr,
     control: SocketAddr,
+    on_demand: bool,
 }
 
 impl Pod {
@@ -38,7 +39,7 @@ impl Pod {
         let dir = TempDir::new();
         dir.write("root.pem", control.root_pem());
         dir.write("token", format!("{}\n", control.token("demo", account)));
-        Self { account, dir, admin: free_addr(), control: control.addr() }
+        Self { account, dir, admin: free_addr(), control: control.addr(), on_demand: false }
     }
 
     fn state(&self) -> PathBuf {
@@ -57,6 +58,7 @@ impl Pod {
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_string(), value])
+        .chain(self.on_demand.then(|| "--on-demand".to_string()))
         .collect()
     }
 
@@ -383,6 +385,95 @@ fn garbage_does_no_harm() {
     control.restart();
     becomes(addr, "two");
     assert_eq!(proxy.metric("weft_panics_total", &[]), 0.0);
+}
+
+/// Only what the workload calls: the first request waits for it, nothing else does.
+#[test]
+fn destinations_on_demand() {
+    let (one, two) = (named("one"), named("two"));
+    let addr = free_addr();
+    let mut control = Control::start(DOMAIN);
+    let proxy = json!({"listeners": [{"name": "out", "role": "outbound", "address": addr.to_string()}]}).to_string();
+    let alias = |name: &str| json!({"service": name, "namespace": "demo"}).to_string().into_bytes();
+    control.set_all(&[
+        ("proxy", proxy.into()),
+        ("service/demo/app", service("app", &json!({}))),
+        ("endpoints/demo/app/80", endpoints(&[&one])),
+        ("host/app:80", alias("app")),
+        ("service/demo/other", service("other", &json!({}))),
+    ]);
+    let mut pod = Pod::new(&control, "web");
+    pod.on_demand = true;
+    let mut proxy = pod.start();
+    let services =
+        |proxy: &Proxy| admin_json(proxy, "/config_dump")["config"]["services"].as_array().map_or(0, Vec::len);
+    assert_eq!(services(&proxy), 0);
+    assert_eq!(get(addr), (200, "one".into()), "the very first");
+    assert_eq!(services(&proxy), 1);
+    assert_eq!(control.subscribed(), ["host/app:80"]);
+
+    // What is not there is asked for once, and comes by itself when it is.
+    let late = || http1(addr).host("late").request("GET", "/", &[], b"").expect("an answer");
+    for _ in 0..5 {
+        assert_eq!(late().status, 404);
+    }
+    assert_eq!(control.subscribed(), ["host/app:80", "host/late:80"]);
+    control.set_all(&[
+        ("service/demo/late", service("late", &json!({}))),
+        ("endpoints/demo/late/80", endpoints(&[&two])),
+        ("host/late:80", alias("late")),
+    ]);
+    until("it is there", SOON, || late().text() == "two");
+    assert_eq!(control.subscribed().len(), 2);
+
+    // Nobody to ask: the first request waits a second, no longer, and no other.
+    pod.wait_saved("host/late:80");
+    control.kill();
+    let never = || http1(addr).host("never").request("GET", "/", &[], b"").expect("an answer").status;
+    let begun = Instant::now();
+    assert_eq!(never(), 404);
+    assert!(begun.elapsed() >= Duration::from_millis(900) && begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    (0..20).for_each(|_| assert_eq!(never(), 404));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+
+    // What was called before is there after a restart, and subscribed to again.
+    proxy.sigterm();
+    proxy.wait_exit(SOON);
+    let _proxy = pod.start();
+    assert_eq!(get(addr), (200, "one".into()));
+    assert_eq!(late().text(), "two");
+    control.set("endpoints/demo/app/80", endpoints(&[&two]));
+    control.restart();
+    becomes(addr, "two");
+    let again: Vec<String> = control.subscribed().into_iter().skip(2).filter(|n| n != "host/never:80").collect();
+    assert_eq!(again, ["host/app:80", "host/late:80"]);
+}
+
+/// What is kept in the state folder was proven by a CA that is no more: the token counts again.
+#[test]
+fn a_control_plane_with_another_ca() {
+    let (one, two) = (named("one"), named("two"));
+    let addr = free_addr();
+    let old = control(addr, &one);
+    let mut pod = Pod::new(&old, "web");
+    let mut proxy = pod.start();
+    pod.wait_saved(&one.addr().to_string());
+    proxy.sigterm();
+    proxy.wait_exit(SOON);
+    drop(old);
+
+    let new = control(addr, &one);
+    new.set_all(&[("proxy", front(addr)), ("endpoints/demo/app/80", endpoints(&[&two]))]);
+    pod.control = new.addr();
+    pod.dir.write("root.pem", new.root_pem());
+    let proxy = pod.start();
+    proxy.wait_log(|l| l.contains("no such token"), SOON);
+    assert_eq!(get(addr), (200, "one".into()));
+    pod.dir.write("token", new.token("demo", "web"));
+    let signed = new.wait_signed(1, SOON);
+    assert!(!signed[0].token.is_empty());
+    becomes(addr, "two");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A control plane with a script: a real gRPC server over TLS that signs, sends what a test sets, and remembers what proxies
 //! say. It can be killed, started again at its address, and made to answer with garbage.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -45,6 +45,7 @@ struct State {
     resources: HashMap<String, (String, Vec<u8>)>,
     versions: u64,
     hellos: Vec<Hello>,
+    subscribed: Vec<String>,
     applied: Vec<Applied>,
     signed: Vec<Signed>,
 }
@@ -91,6 +92,7 @@ impl Control {
             resources: HashMap::new(),
             versions: 0,
             hellos: Vec::new(),
+            subscribed: Vec::new(),
             applied: Vec::new(),
             signed: Vec::new(),
         };
@@ -159,6 +161,11 @@ impl Control {
     /// What proxies said they have, by stream.
     pub fn hellos(&self) -> Vec<Hello> {
         self.shared.state().hellos.clone()
+    }
+
+    /// Everything that was subscribed to, in order.
+    pub fn subscribed(&self) -> Vec<String> {
+        self.shared.state().subscribed.clone()
     }
 
     pub fn signed(&self) -> Vec<Signed> {
@@ -336,6 +343,7 @@ impl Mesh for Server {
             let mut changes = shared.changed.subscribe();
             let mut has: HashMap<String, String> = HashMap::new();
             let mut subscribed = false;
+            let mut names: HashSet<String> = HashSet::new();
             loop {
                 tokio::select! {
                     message = said.message() => match message {
@@ -345,8 +353,12 @@ impl Mesh for Server {
                                 shared.state().hellos.push(hello);
                                 shared.heard.notify_all();
                             }
-                            Kind::Subscribe(_) => {
+                            Kind::Subscribe(subscribe) => {
                                 subscribed = true;
+                                shared.state().subscribed.extend(subscribe.add.iter().cloned());
+                                shared.heard.notify_all();
+                                names.extend(subscribe.add);
+                                names.retain(|name| !subscribe.remove.contains(name));
                                 changes.mark_changed();
                             }
                             Kind::Applied(applied) => {
@@ -358,7 +370,7 @@ impl Mesh for Server {
                         _ => return,
                     },
                     changed = changes.changed(), if subscribed => {
-                        if changed.is_err() || send.send(Ok(difference(&shared, &mut has))).await.is_err() {
+                        if changed.is_err() || send.send(Ok(difference(&shared, &names, &mut has))).await.is_err() {
                             return;
                         }
                     }
@@ -374,20 +386,48 @@ impl Mesh for Server {
 }
 
 /// What a proxy does not have yet, or not any more.
-fn difference(shared: &Shared, has: &mut HashMap<String, String>) -> WatchResponse {
+fn difference(shared: &Shared, names: &HashSet<String>, has: &mut HashMap<String, String>) -> WatchResponse {
     let state = shared.state();
-    let mut changed: Vec<Resource> = state
-        .resources
+    let (wanted, unknown) = wanted(&state, names);
+    let mut changed: Vec<Resource> = wanted
         .iter()
-        .filter(|(name, (version, _))| has.get(*name) != Some(version))
+        .filter(|(name, (version, _))| has.get(**name) != Some(version))
         .map(|(name, (version, document))| Resource {
-            name: name.clone(),
+            name: (*name).to_string(),
             version: version.clone(),
             document: document.clone(),
         })
         .collect();
     changed.sort_by(|a, b| a.name.cmp(&b.name));
-    let removed = has.keys().filter(|name| !state.resources.contains_key(*name)).cloned().collect();
-    *has = state.resources.iter().map(|(name, (version, _))| (name.clone(), version.clone())).collect();
-    WatchResponse { changed, removed, unknown: Vec::new(), complete: true }
+    let removed = has.keys().filter(|name| !wanted.contains_key(name.as_str())).cloned().collect();
+    *has = wanted.iter().map(|(name, (version, _))| ((*name).to_string(), version.clone())).collect();
+    WatchResponse { changed, removed, unknown, complete: true }
+}
+
+type Held = (String, Vec<u8>);
+
+/// What the names lead to, and those that lead nowhere.
+fn wanted<'s>(state: &'s State, names: &HashSet<String>) -> (HashMap<&'s str, &'s Held>, Vec<String>) {
+    let all = names.contains("*");
+    let mut prefixes = Vec::new();
+    let mut unknown = Vec::new();
+    for name in names.iter().filter(|name| *name != "*") {
+        let Some((_, document)) = state.resources.get(name) else {
+            unknown.push(name.clone());
+            continue;
+        };
+        let alias: serde_json::Value = serde_json::from_slice(document).expect("an alias");
+        let service =
+            format!("{}/{}", alias["namespace"].as_str().expect("text"), alias["service"].as_str().expect("text"));
+        prefixes.extend([name.clone(), format!("service/{service}"), format!("endpoints/{service}/")]);
+    }
+    let is_wanted = |name: &str| {
+        let alias = name.starts_with("host/") || name.starts_with("address/");
+        (all && !alias)
+            || name == "proxy"
+            || name == "trust"
+            || prefixes.iter().any(|p| name == p || (p.ends_with('/') && name.starts_with(p)))
+    };
+    let wanted = state.resources.iter().filter(|(name, _)| is_wanted(name)).map(|(n, held)| (n.as_str(), held));
+    (wanted.collect(), unknown)
 }

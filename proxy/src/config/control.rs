@@ -10,6 +10,7 @@
 //! what is missing. Nothing here runs on a worker's thread.
 
 mod backoff;
+mod demand;
 mod dial;
 mod follow;
 mod link;
@@ -18,6 +19,7 @@ mod plan;
 mod state;
 mod waiting;
 
+pub use demand::Demand;
 pub use link::Links;
 pub use waiting::Waiting;
 
@@ -44,6 +46,8 @@ pub struct Options {
     pub namespace: String,
     pub pod: String,
     pub state: PathBuf,
+    /// Only what the workload calls, rather than all it may see.
+    pub on_demand: bool,
 }
 
 /// A configuration to be put into force.
@@ -75,14 +79,19 @@ impl Options {
 }
 
 /// Follows the control plane for as long as it is polled. The first update comes when there are an identity and a plan.
-pub fn follow(options: Options, links: Links) -> (mpsc::Receiver<Update>, impl Future<Output = ()> + use<>) {
+pub fn follow(
+    options: Options,
+    links: Links,
+) -> (mpsc::Receiver<Update>, Option<Demand>, impl Future<Output = ()> + use<>) {
     let (updates, taken) = mpsc::channel(1);
+    let demand = options.on_demand.then(Demand::new);
+    let asker = demand.as_ref().map(|(demand, _)| demand.clone());
     let following = async move {
         let options = Rc::new(options);
         let folder = Folder::open(&options.state);
         let member = Member::join(&options, &folder, &links).await;
-        let follower = Follower::new(&options, &folder, &links, &member, updates);
+        let follower = Follower::new(&options, &folder, &links, &member, updates, demand);
         tokio::join!(member.renew(), follower.follow());
     };
-    (taken, following)
+    (taken, asker, following)
 }

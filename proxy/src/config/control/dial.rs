@@ -32,7 +32,7 @@ const MAX_PEM: u64 = 4 << 20;
 #[derive(Clone, Debug)]
 pub struct Wrong {
     pub why: String,
-    /// It was understood, and our certificate or token is not taken.
+    /// Our certificate or token is not taken, as far as one can tell.
     pub refused: bool,
 }
 
@@ -41,10 +41,9 @@ impl Wrong {
         Self { why: why.into(), refused: false }
     }
 
-    /// Of a failed transport, with its causes.
-    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut why = error.to_string();
-        let mut cause = error.source();
+    /// With the causes of what is said.
+    fn because(said: String, mut cause: Option<&(dyn std::error::Error + 'static)>) -> Self {
+        let mut why = said;
         while let Some(next) = cause {
             let text = next.to_string();
             if !why.contains(&text) {
@@ -52,23 +51,35 @@ impl Wrong {
             }
             cause = next.source();
         }
-        // A server that does not take our certificate says so when the handshake is over for us.
-        let refused = why.contains("received fatal alert");
-        Self { why, refused }
+        // What it says is for a log.
+        why.truncate(why.char_indices().nth(500).map_or(why.len(), |(i, _)| i));
+        Self::new(why)
+    }
+
+    /// Of a connection's first call. A server that does not take our certificate says so when the handshake is over for us, and
+    /// what arrives of that is an alert or just the end: no answer at all counts as a refusal.
+    pub fn at_first(status: tonic::Status) -> Self {
+        use std::error::Error;
+        let unanswered = status.source().is_some();
+        let wrong = Self::from(status);
+        Self { refused: wrong.refused || unanswered, ..wrong }
+    }
+
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::because(error.to_string(), error.source())
     }
 }
 
 impl From<tonic::Status> for Wrong {
     fn from(status: tonic::Status) -> Self {
+        use std::error::Error;
         use tonic::Code;
-        let mut wrong = Self::of(&status);
-        let told = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
-        wrong.refused |= told;
-        if status.code() != Code::Unknown && !status.message().is_empty() {
-            wrong.why = format!("{:?}: {}", status.code(), status.message());
-            wrong.why.truncate(wrong.why.char_indices().nth(500).map_or(wrong.why.len(), |(i, _)| i));
-        }
-        wrong
+        let said = match (status.code(), status.message()) {
+            (Code::Unknown, said) => said.to_string(),
+            (code, "") => format!("{code:?}"),
+            (code, said) => format!("{code:?}: {said}"),
+        };
+        Self { refused: status.code() == Code::Unauthenticated, ..Self::because(said, status.source()) }
     }
 }
 
@@ -165,7 +176,7 @@ impl Service<Uri> for Once {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let stream = self.0.take().ok_or_else(|| io::Error::other("the connection has ended"));
+        let stream = self.0.take().ok_or_else(|| io::Error::other("it was closed"));
         Box::pin(std::future::ready(stream))
     }
 }

@@ -3,12 +3,14 @@
 //! Whatever a connection does, what is in force stays. A new one says what is there already, so that only differences come.
 
 use super::backoff::Backoff;
+use super::demand::Demand;
 use super::dial::{Wrong, dial};
 use super::link::Links;
 use super::member::{Member, left};
 use super::plan::{Plan, Taken};
 use super::state::Folder;
 use super::{MAX_MESSAGE, Options, Update};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
@@ -31,6 +33,9 @@ pub struct Follower {
     pub member: Rc<Member>,
     pub updates: mpsc::Sender<Update>,
     pub plan: Plan,
+    /// `None`: everything is subscribed to.
+    pub demand: Option<(Demand, mpsc::Receiver<String>)>,
+    subscribed: BTreeSet<String>,
     /// Something is in force.
     started: bool,
     /// Not on disk yet.
@@ -54,6 +59,7 @@ impl Follower {
         links: &Links,
         member: &Rc<Member>,
         updates: mpsc::Sender<Update>,
+        demand: Option<(Demand, mpsc::Receiver<String>)>,
     ) -> Self {
         Self {
             plan: Plan::new(&options.namespace, &options.pod, folder.path().into()),
@@ -62,6 +68,8 @@ impl Follower {
             links: links.clone(),
             member: member.clone(),
             updates,
+            demand,
+            subscribed: BTreeSet::new(),
             started: false,
             unsaved: false,
             save_at: Instant::now(),
@@ -72,6 +80,7 @@ impl Follower {
         self.links.set(|link| link.waiting = Some("its first configuration"));
         if let Some(saved) = self.folder.plan() {
             self.plan.restore(&saved);
+            self.subscribed = self.plan.destinations().map(str::to_string).collect();
             if self.put_into_force().await.is_err() {
                 return;
             }
@@ -112,10 +121,14 @@ impl Follower {
         let have = self.plan.versions().map(|(name, version)| (name.to_string(), version.to_string())).collect();
         let hello = Hello { version: env!("CARGO_PKG_VERSION").into(), have };
         tell(&say, Kind::Hello(hello)).await?;
-        tell(&say, Kind::Subscribe(Subscribe { add: vec!["*".into()], remove: Vec::new() })).await?;
+        let add = match self.demand {
+            Some(_) => self.subscribed.iter().cloned().collect(),
+            None => vec!["*".into()],
+        };
+        tell(&say, Kind::Subscribe(Subscribe { add, remove: Vec::new() })).await?;
         let silent = || Wrong::new(format!("{} says nothing", self.options.target));
         let watching = timeout(PATIENCE, client.watch(ReceiverStream::new(said))).await;
-        let mut stream = watching.map_err(|_| silent())??.into_inner();
+        let mut stream = watching.map_err(|_| silent())?.map_err(Wrong::at_first)?.into_inner();
         metrics::counter!("weft_control_streams_total").increment(1);
         if self.links.connected(true) {
             tracing::info!(control = %self.options.target, "control plane connected");
@@ -128,7 +141,7 @@ impl Follower {
             let message = tokio::select! {
                 message = stream.message() => message?,
                 () = tokio::time::sleep_until(owed), if !complete => {
-                    return Err(Wrong::new(format!("{} says nothing", self.options.target)));
+                    return Err(Wrong::new(format!("{} has not told everything for this pod yet", self.options.target)));
                 }
                 () = tokio::time::sleep_until(save_at), if self.unsaved => {
                     self.save();
@@ -139,6 +152,11 @@ impl Follower {
                     if self.member.live.load().identity != material.identity {
                         return Ok(Ended::Outlived);
                     }
+                    continue;
+                }
+                Some(name) = async { self.demand.as_mut()?.1.recv().await } => {
+                    self.subscribed.insert(name.clone());
+                    tell(&say, Kind::Subscribe(Subscribe { add: vec![name], remove: Vec::new() })).await?;
                     continue;
                 }
                 () = self.updates.closed() => return Ok(Ended::Over),
@@ -162,6 +180,7 @@ impl Follower {
                     tracing::warn!("{why}; not ready without one");
                 }
             }
+            self.answer(&told.unknown);
             for applied in told.applied {
                 tell(&say, Kind::Applied(applied)).await?;
             }
@@ -170,12 +189,15 @@ impl Follower {
 
     /// Takes a message's resources, each on its own.
     fn take(&mut self, message: WatchResponse) -> Told {
-        let mut told = Told::default();
+        let mut told = Told { unknown: message.unknown, ..Told::default() };
         let mut refused = Vec::new();
         let mut good = message.removed.clone();
         for Resource { name, version, document } in message.changed {
             let taken = match self.plan.put(&name, &version, &document) {
-                Ok(Taken::Trust(bundle)) => self.member.trust(bundle).map(|()| false),
+                Ok(Taken::Trust(bundle)) => self.member.trust(bundle).map(|()| {
+                    self.plan.taken_elsewhere(&name, &version);
+                    false
+                }),
                 Ok(taken) => Ok(taken == Taken::Config),
                 Err(why) => Err(why),
             };
@@ -208,6 +230,13 @@ impl Follower {
         told
     }
 
+    /// Lets those go on who wait for what is in force now, or is not there.
+    fn answer(&self, unknown: &[String]) {
+        let Some((demand, _)) = &self.demand else { return };
+        let known: Vec<String> = demand.open().into_iter().filter(|name| self.plan.leads(name)).collect();
+        demand.answered(known.iter().chain(unknown));
+    }
+
     async fn put_into_force(&mut self) -> Result<(), Over> {
         let Some(config) = self.plan.config() else { return Ok(()) };
         let (done, in_force) = oneshot::channel();
@@ -237,6 +266,7 @@ const MAX_REFUSED: usize = 1000;
 struct Told {
     changes: bool,
     applied: Vec<Applied>,
+    unknown: Vec<String>,
 }
 
 async fn tell(say: &mpsc::Sender<WatchRequest>, kind: Kind) -> Result<(), Wrong> {
@@ -249,5 +279,5 @@ async fn tell(say: &mpsc::Sender<WatchRequest>, kind: Kind) -> Result<(), Wrong>
 /// For a metric: whatever the other side makes up is one word.
 fn kind(name: &str) -> &'static str {
     let first = name.split('/').next().unwrap_or_default();
-    ["proxy", "service", "endpoints", "trust"].into_iter().find(|k| *k == first).unwrap_or("other")
+    ["proxy", "service", "endpoints", "trust", "host", "address"].into_iter().find(|k| *k == first).unwrap_or("other")
 }

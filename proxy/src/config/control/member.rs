@@ -189,7 +189,7 @@ async fn sign(options: &Options, own: Option<&Material>, join_token: String) -> 
     let mut client = MeshClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let ask = SignRequest { csr: request.csr().to_vec(), join_token };
     let answer = match tokio::time::timeout(SIGN, client.sign(ask)).await {
-        Ok(answer) => answer?.into_inner(),
+        Ok(answer) => answer.map_err(Wrong::at_first)?.into_inner(),
         Err(_) => return Err(Wrong::new(format!("{}: no certificate within {SIGN:?}", options.target))),
     };
     let wrong = |why: String| Wrong::new(format!("{}: the certificate it sent cannot be used: {why}", options.target));

@@ -26,6 +26,8 @@ const MAX_REASON: usize = 1024;
 #[derive(Debug, PartialEq)]
 pub enum Taken {
     Config,
+    /// Nothing that requests see.
+    Alias,
     Trust(TrustBundle),
     /// Of a kind that this proxy does not know.
     PassedOver,
@@ -34,8 +36,17 @@ pub enum Taken {
 #[derive(Debug, PartialEq, Eq)]
 enum Kind<'a> {
     Proxy,
-    Service { namespace: &'a str, name: &'a str },
-    Endpoints { namespace: &'a str, name: &'a str, port: u16 },
+    Service {
+        namespace: &'a str,
+        name: &'a str,
+    },
+    Endpoints {
+        namespace: &'a str,
+        name: &'a str,
+        port: u16,
+    },
+    /// What a destination means.
+    Alias,
     Trust,
     Unknown,
 }
@@ -54,7 +65,8 @@ impl<'a> Kind<'a> {
                 let port = port.parse().ok().filter(|p| *p > 0).ok_or_else(wrong)?;
                 Self::Endpoints { namespace, name, port }
             }
-            ("proxy" | "trust" | "service" | "endpoints", _) => return Err(wrong()),
+            ("host" | "address", [_]) => Self::Alias,
+            ("proxy" | "trust" | "service" | "endpoints" | "host" | "address", _) => return Err(wrong()),
             _ => Self::Unknown,
         })
     }
@@ -140,7 +152,12 @@ impl Plan {
                 }
                 Taken::Config
             }
-            Kind::Trust => Taken::Trust(read_trust(&node, &mut diags)?),
+            Kind::Alias => match meaning(&node, &mut diags) {
+                Some(_) => Taken::Alias,
+                None => return Err(reason(&diags)),
+            },
+            // Its holder has a say in it, and keeps it.
+            Kind::Trust => return Ok(Taken::Trust(read_trust(&node, &mut diags)?)),
             Kind::Unknown => Taken::PassedOver,
         };
         for d in diags.0.iter().filter(|d| d.severity == Severity::Warning) {
@@ -148,6 +165,22 @@ impl Plan {
         }
         self.hold(name, version, Some(node), document.len());
         Ok(taken)
+    }
+
+    /// Destinations that were asked for once.
+    pub fn destinations(&self) -> impl Iterator<Item = &str> {
+        self.held.keys().map(String::as_str).filter(|name| Kind::of(name) == Ok(Kind::Alias))
+    }
+
+    /// Whether a destination leads to a service that is here.
+    pub fn leads(&self, name: &str) -> bool {
+        let meaning = self.document(name).and_then(|node| meaning(node, &mut Diags::tolerant()));
+        meaning.is_some_and(|service| self.services.contains_key(&service))
+    }
+
+    /// A resource that is held elsewhere is in force in this version.
+    pub fn taken_elsewhere(&mut self, name: &str, version: &str) {
+        self.hold(name, version, None, 0);
     }
 
     /// Whether that makes another configuration.
@@ -204,7 +237,7 @@ impl Plan {
         serde_json::json!({ "resources": known.collect::<Vec<_>>() })
     }
 
-    /// Takes what was saved, as far as it can be read; `trust` is of the identity's making.
+    /// Takes what was saved, as far as it can be read.
     pub fn restore(&mut self, saved: &serde_json::Value) {
         for resource in saved["resources"].as_array().into_iter().flatten() {
             let (Some(name), Some(version)) = (resource["name"].as_str(), resource["version"].as_str()) else {
@@ -308,6 +341,15 @@ fn read_endpoints(node: &Node, namespace: &str, name: &str, diags: &mut Diags) -
     let id = ServiceId::new(namespace, name);
     let read = Cursor::new(node, diags).list(|c| endpoint::Source::read(c, None, &id));
     read.filter(|_| !diags.has_errors()).map(drop).ok_or_else(|| reason(diags))
+}
+
+/// Namespace and name of the service that a destination means.
+fn meaning(node: &Node, diags: &mut Diags) -> Option<Name> {
+    Cursor::new(node, diags).fields(|f| {
+        let service = f.req("service", |c| c.text());
+        let namespace = f.req("namespace", |c| c.text());
+        Some((namespace?, service?))
+    })
 }
 
 fn read_trust(node: &Node, diags: &mut Diags) -> Result<TrustBundle, String> {
