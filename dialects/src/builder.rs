@@ -34,6 +34,8 @@ pub struct Builder<'a> {
     pub grants: Vec<crate::gateway::reference_grant::Grant>,
     /// Matches that other objects name.
     pub route_groups: Vec<crate::smi::http_route_group::HttpRouteGroup>,
+    /// Ports that are bytes in all Services of a namespace that say nothing else.
+    pub opaque_ports: BTreeMap<String, Vec<std::ops::RangeInclusive<u16>>>,
     /// Retries and timeouts that are said beside routes.
     pub overlays: Vec<crate::overlay::Overlay>,
     /// What inbound listeners demand, of every scope.
@@ -163,7 +165,7 @@ impl Service {
 impl<'a> Builder<'a> {
     pub fn new(objects: &'a Objects, options: &'a Options) -> Self {
         let (services, pods, workloads, slices, peer_authentications) = Default::default();
-        let (grants, route_groups, overlays) = Default::default();
+        let (grants, route_groups, opaque_ports, overlays) = Default::default();
         let addresses = crate::kubernetes::addresses(objects);
         Self {
             objects,
@@ -175,6 +177,7 @@ impl<'a> Builder<'a> {
             slices,
             grants,
             route_groups,
+            opaque_ports,
             overlays,
             peer_authentications,
         }

@@ -10,7 +10,7 @@
 //! annotations. A ServiceProfile does not switch off what others say.
 
 use crate::builder::{PolicySet, RouteSet, Split, Subset};
-use crate::ledger::{Entry, Finding, Ledger, Verdict};
+use crate::ledger::{Finding, Ledger, Verdict};
 use crate::object::{ObjectRef, Objects};
 use crate::reader::Source;
 use serde_json::{Map, Value};
@@ -163,8 +163,8 @@ pub struct ChosenPolicy {
     pub from: Vec<ObjectRef>,
 }
 
-/// Of each kind the most specific ones count. Among them the oldest that has a policy gives it, and subsets are added by name;
-/// then the kinds fill what the ones before them left open.
+/// Of DestinationRules the most specific ones count. Among them the oldest that has a policy gives it, and subsets are added by
+/// name. The other kinds fill what those before them left open, the more specific first.
 pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Outcome) -> ChosenPolicy {
     sets.sort_by_key(|s| (s.kind, Reverse(s.specific), s.from.age.clone()));
     let mut chosen = ChosenPolicy::default();
@@ -172,7 +172,9 @@ pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Ou
     let mut whole: BTreeMap<Policies, &PolicySet> = BTreeMap::new();
     for set in sets {
         let top = *tops.entry(set.kind).or_insert(set);
-        if top.specific != set.specific {
+        // A DestinationRule counts as a whole, as in Istio; of the other kinds each block is the first's that has it.
+        let by_blocks = set.kind != Policies::DestinationRule;
+        if top.specific != set.specific && !by_blocks {
             outcome.yields(&set.from, service, &top.from.object);
             continue;
         }
@@ -180,7 +182,7 @@ pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Ou
         let mut lost_to = None;
         if !set.policy.is_empty() {
             let owner = *whole.entry(set.kind).or_insert(set);
-            if std::ptr::eq(owner, set) {
+            if by_blocks || std::ptr::eq(owner, set) {
                 for (block, value) in &set.policy {
                     if !chosen.policy.contains_key(block) {
                         chosen.policy.insert(block.clone(), value.clone());
@@ -213,13 +215,17 @@ pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Ou
 
 /// Tells losers: whoever won nowhere has no effect, and its fields say so; whoever won for others is only told.
 pub fn tell(outcome: &Outcome, ledger: &mut Ledger) {
+    let mut verdicts = Verdicts::default();
     for ((_, why), source) in &outcome.wrong {
         find(source, Severity::Error, format!("has no effect: {why}"), ledger);
-        judge(source, &Verdict::Ignored(why.clone()), ledger);
+        verdicts.say(source, Verdict::Ignored(why.clone()));
     }
     for ((key, service), (source, winner)) in &outcome.lost {
         match outcome.won.contains(key) {
-            false => lost(source, winner, service, ledger),
+            false => {
+                find(source, Severity::Warning, format!("has no effect on {service}: {winner} wins"), ledger);
+                verdicts.say(source, Verdict::WonBy(winner.clone()));
+            }
             true if outcome.meant.contains(key) => {}
             true => {
                 let message = format!("does not hold for all of {service}: {winner} wins");
@@ -227,12 +233,15 @@ pub fn tell(outcome: &Outcome, ledger: &mut Ledger) {
             }
         }
     }
+    verdicts.apply(ledger);
 }
 
 /// An object, or a part of one, that another one keeps from having any effect.
 pub fn lost(source: &Source, winner: &ObjectRef, on: impl std::fmt::Display, ledger: &mut Ledger) {
     find(source, Severity::Warning, format!("has no effect on {on}: {winner} wins"), ledger);
-    judge(source, &Verdict::WonBy(winner.clone()), ledger);
+    let mut verdicts = Verdicts::default();
+    verdicts.say(source, Verdict::WonBy(winner.clone()));
+    verdicts.apply(ledger);
 }
 
 fn find(source: &Source, severity: Severity, message: String, ledger: &mut Ledger) {
@@ -248,15 +257,27 @@ fn find(source: &Source, severity: Severity, message: String, ledger: &mut Ledge
     });
 }
 
-/// Says it of every field that was thought to be in force.
-fn judge(source: &Source, verdict: &Verdict, ledger: &mut Ledger) {
-    let below = |field: &str| {
-        field.strip_prefix(&source.field).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-    };
-    let of = |e: &&mut Entry| e.object == source.object && e.file == source.file && below(&e.field);
-    for entry in ledger.entries.iter_mut().filter(of) {
-        if matches!(entry.verdict, Verdict::Honoured | Verdict::Differently(_)) {
-            entry.verdict = verdict.clone();
+/// What is to be said of every field that was thought to be in force, by object; the first one to say it is believed.
+#[derive(Default)]
+struct Verdicts(BTreeMap<ObjectRef, Vec<(Source, Verdict)>>);
+
+impl Verdicts {
+    fn say(&mut self, source: &Source, verdict: Verdict) {
+        self.0.entry(source.object.clone()).or_default().push((source.clone(), verdict));
+    }
+
+    fn apply(&self, ledger: &mut Ledger) {
+        for entry in &mut ledger.entries {
+            if !matches!(entry.verdict, Verdict::Honoured | Verdict::Differently(_)) {
+                continue;
+            }
+            let of = |(source, _): &&(Source, Verdict)| {
+                let rest = entry.field.strip_prefix(&source.field);
+                source.file == entry.file && rest.is_some_and(|r| r.is_empty() || r.starts_with(['.', '[']))
+            };
+            if let Some((_, verdict)) = self.0.get(&entry.object).and_then(|said| said.iter().find(of)) {
+                entry.verdict = verdict.clone();
+            }
         }
     }
 }

@@ -62,6 +62,7 @@ pub const KINDS: &[Kind] = &[
     kind(GATEWAY, "HTTPRoute", HTTP_ROUTE, gateway::http_route::translate),
     kind(GATEWAY, "GRPCRoute", &["v1", "v1alpha2"], gateway::grpc_route::translate),
     kind(LINKERD_POLICY, "HTTPRoute", LINKERD_ROUTE, gateway::http_route::translate),
+    kind("", "Namespace", &["v1"], linkerd::annotations::namespace),
     kind("", "Service", &["v1"], linkerd::annotations::service),
     kind(GATEWAY, "HTTPRoute", HTTP_ROUTE, linkerd::annotations::route),
     kind(GATEWAY, "GRPCRoute", &["v1", "v1alpha2"], linkerd::annotations::route),

@@ -11,6 +11,7 @@ use crate::object::ObjectRef;
 use crate::reader::Source;
 use crate::world::Clients;
 use serde_json::{Map, Value, json};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use weft_policy::id::ServiceId;
 
@@ -18,12 +19,14 @@ use weft_policy::id::ServiceId;
 pub struct Overlay {
     pub from: Source,
     pub kind: Policies,
+    /// Of one kind the more specific wins.
+    pub specific: u32,
     pub on: Target,
     /// `retry` and `timeout`, as in a route.
     pub fields: Map<String, Value>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
     /// All that this object says.
     Route(ObjectRef),
@@ -36,24 +39,26 @@ pub fn apply(
     outcome: &mut Outcome,
     ledger: &mut Ledger,
 ) {
-    overlays.sort_by_key(|o| (o.kind, o.from.age.clone()));
+    overlays.sort_by_key(|o| (o.kind, Reverse(o.specific), o.from.age.clone()));
+    let mut by_target: BTreeMap<&Target, Vec<&Overlay>> = BTreeMap::new();
+    overlays.iter().for_each(|o| by_target.entry(&o.on).or_default().push(o));
+    let on = |target: Target| by_target.get(&target).map(Vec::as_slice).unwrap_or_default();
     let mut budgets = Vec::new();
+    let mut replaced = BTreeMap::new();
     for (id, service) in services.iter_mut() {
         for port in service.ports.keys().copied().collect::<Vec<_>>() {
-            let here = |o: &&Overlay| o.on == Target::Service(id.clone(), port);
-            let general: Vec<&Overlay> = overlays.iter().filter(here).collect();
+            let general = on(Target::Service(id.clone(), port));
+            let mut attached = Vec::new();
             for set in service.routes.iter_mut().filter(|s| s.port == port) {
-                let special = |o: &&Overlay| o.on == Target::Route(set.from.object.clone());
-                let special: Vec<&Overlay> = overlays.iter().filter(special).collect();
-                let asked = override_with(set, &special, outcome, ledger) | fill_with(set, &general, outcome);
+                let special = on(Target::Route(set.from.object.clone()));
+                let asked = override_with(set, special, outcome, &mut replaced) | fill_with(set, general, outcome);
+                attached.extend(provenance(set, special));
                 if asked || set.kind.are_gateway_api() {
                     budgets.extend(retried(id, set));
                 }
             }
-            let routes = service.routes.iter().filter(|s| s.port == port);
-            let attached: Vec<PolicySet> = routes.flat_map(|set| provenance(set, &overlays)).collect();
             attached.into_iter().for_each(|a| service.add_policy(a));
-            let set = everything(port, &general);
+            let set = everything(port, general);
             let closed = service.routes.iter().find(|s| s.port == port && s.clients == Clients::default());
             match (set, closed) {
                 (Some(set), None) => {
@@ -71,6 +76,7 @@ pub fn apply(
             }
         }
     }
+    mark(&replaced, ledger);
     for (id, budget) in budgets {
         let Some(service) = services.get_mut(&id) else { continue };
         let same = |s: &PolicySet| s.kind == budget.kind && s.port == budget.port && s.clients == budget.clients;
@@ -81,7 +87,7 @@ pub fn apply(
 }
 
 /// Of several, the first wins field by field. True: a TrafficPolicy asks for retries.
-fn override_with(set: &mut RouteSet, overlays: &[&Overlay], outcome: &mut Outcome, ledger: &mut Ledger) -> bool {
+fn override_with(set: &mut RouteSet, overlays: &[&Overlay], outcome: &mut Outcome, replaced: &mut Replaced) -> bool {
     for route in &mut set.routes {
         let Some(route) = forwarding(&mut route.what) else { continue };
         for overlay in overlays.iter().rev() {
@@ -93,16 +99,17 @@ fn override_with(set: &mut RouteSet, overlays: &[&Overlay], outcome: &mut Outcom
     for overlay in overlays {
         outcome.win(&overlay.from);
         if overlay.from.object != set.from.object {
-            overlay.fields.keys().for_each(|block| replaced(block, &set.from, &overlay.from, ledger));
+            let route = replaced.entry(set.from.object.clone()).or_default();
+            route.extend(overlay.fields.keys().map(|block| (block.clone(), overlay.from.object.clone())));
         }
     }
     overlays.iter().any(|o| o.kind == Policies::TrafficPolicy && o.fields.contains_key("retry"))
 }
 
 /// Who has a part in a route is named beside it.
-fn provenance(set: &RouteSet, overlays: &[Overlay]) -> Vec<PolicySet> {
-    let on = |o: &&Overlay| o.on == Target::Route(set.from.object.clone()) && o.from.object != set.from.object;
-    let policy = |o: &Overlay| PolicySet {
+fn provenance(set: &RouteSet, overlays: &[&Overlay]) -> Vec<PolicySet> {
+    let others = overlays.iter().filter(|o| o.from.object != set.from.object);
+    let policy = |o: &&Overlay| PolicySet {
         from: o.from.clone(),
         kind: o.kind,
         specific: 0,
@@ -111,7 +118,7 @@ fn provenance(set: &RouteSet, overlays: &[Overlay]) -> Vec<PolicySet> {
         policy: Map::new(),
         subsets: Vec::new(),
     };
-    overlays.iter().filter(on).map(policy).collect()
+    others.map(policy).collect()
 }
 
 /// The same, where the routes say nothing. What Linkerd's annotations say is nothing to a VirtualService.
@@ -199,13 +206,22 @@ fn retried(owner: &ServiceId, set: &RouteSet) -> Vec<(ServiceId, PolicySet)> {
     out
 }
 
-/// The fields of a route that an overlay has taken the place of.
-fn replaced(block: &str, route: &Source, by: &Source, ledger: &mut Ledger) {
-    let names: &[&str] = if block == "retry" { &["retry", "retries"] } else { &["timeout", "timeouts"] };
-    let about = |field: &str| field.split(['.', '[']).any(|part| names.contains(&part));
-    for entry in ledger.entries.iter_mut().filter(|e| e.object == route.object && e.file == route.file) {
-        if about(&entry.field) && matches!(entry.verdict, Verdict::Honoured | Verdict::Differently(_)) {
-            entry.verdict = Verdict::WonBy(by.object.clone());
+/// Blocks of a route that others have taken the place of.
+type Replaced = BTreeMap<ObjectRef, BTreeMap<String, ObjectRef>>;
+
+fn mark(replaced: &Replaced, ledger: &mut Ledger) {
+    if replaced.is_empty() {
+        return;
+    }
+    for entry in &mut ledger.entries {
+        let Some(blocks) = replaced.get(&entry.object) else { continue };
+        let about = |block: &str| {
+            let names: &[&str] = if block == "retry" { &["retry", "retries"] } else { &["timeout", "timeouts"] };
+            entry.field.split(['.', '[']).any(|part| names.contains(&part))
+        };
+        let winner = blocks.iter().find(|(block, _)| about(block)).map(|(_, by)| by.clone());
+        if let Some(by) = winner.filter(|_| matches!(entry.verdict, Verdict::Honoured | Verdict::Differently(_))) {
+            entry.verdict = Verdict::WonBy(by);
         }
     }
 }

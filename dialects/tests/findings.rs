@@ -162,3 +162,22 @@ fn auto_mtls_needs_no_rule() {
     assert_eq!(entry.backends.policy.tls, weft_policy::mtls::UpstreamTls::Auto);
     assert_eq!(service.endpoints[&80][0]["identity"], "spiffe://cluster.local/ns/default/sa/default");
 }
+
+/// Two VirtualServices of two namespaces about one outside host: one service, and the older rule's routes.
+#[test]
+fn an_outside_host_is_one_service() {
+    let outside = |namespace: &str, timeout: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: out, namespace: {namespace}}}\n\
+             spec: {{hosts: [api.example.com], http: [{{timeout: {timeout}, route: [{{destination: {{host: web.default}}}}]}}]}}\n---\n"
+        )
+    };
+    let (world, ledger) = trial::world(&format!("{SERVICE}{}{}", outside("one", "1s"), outside("two", "2s")));
+    let names: Vec<String> = world.services.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["web.default", "api.example.com.external"]);
+    let id = weft_policy::id::ServiceId::new("external", "api.example.com");
+    let route = &world.services[&id].variants[0].document["ports"][0]["routes"][0];
+    assert_eq!(route["timeout"]["request"], "1s");
+    assert_eq!(route["to"], serde_json::json!([{"service": "web", "namespace": "default"}]));
+    assert!(trial::findings(&ledger).contains("virtualservice/out.one wins"));
+}

@@ -418,3 +418,108 @@ fn annotations_of_a_route_stand_in_the_place_of_its_services() {
         assert_eq!(found, (attempts, per_try, Some(request)), "{route}");
     }
 }
+
+/// A port's own policy comes before the Service's, and each fills in what the one before left open.
+#[test]
+fn policies_of_a_port_come_first() {
+    let policy = |name: &str, section: &str, rest: &str| {
+        format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: demo}}\nspec: \
+             {{targetRefs: [{{group: \"\", kind: Service, name: web{section}}}], {rest}}}\n---\n"
+        )
+    };
+    let all =
+        policy("all", "", "breaker: {maxRequests: 9}, http: http1, timeout: {request: 9s, idle: 9s}, retry: {on: 5xx}");
+    let port = policy("port", ", sectionName: http", "breaker: {maxRequests: 1}, timeout: {request: 1s}");
+    let (world, ledger) = world(&(services(&["web"]) + &all + &port));
+    let entry = entry(&world, "web", "demo");
+    let (route, policy) = (&entry.config.routes[0], &entry.backends.policy);
+    assert_eq!((policy.breaker.max_requests, policy.http), (Some(1), weft_policy::backend::Http::Http1));
+    assert_eq!((route.timeout.request.map(|t| t.as_secs()), route.timeout.idle), (Some(1), None));
+    assert!(route.retry.is_some() && !ledger.has_errors());
+}
+
+/// Nobody speaks for the Services of another namespace.
+#[test]
+fn other_namespaces_are_left_alone() {
+    let split = "apiVersion: split.smi-spec.io/v1alpha2\nkind: TrafficSplit\nmetadata: {name: s, namespace: team}\nspec: \
+                 {service: web.demo, backends: [{service: near.demo, weight: 1}]}\n---\n";
+    let native = "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: t, namespace: team}\nspec: \
+                  {targetRefs: [{kind: Service, name: web}], timeout: {request: 1s}}\n---\n";
+    let profile =
+        profile("team", "  opaquePorts: [80]\n  dstOverrides: [{authority: near.demo.svc.cluster.local, weight: 1}]");
+    let base = services(&["web", "near"]);
+    let (before, _) = world(&base);
+    let (after, ledger) = world(&(base + split + native + &profile));
+    assert_eq!(entry(&before, "web", "demo"), entry(&after, "web", "demo"));
+    asked(&after, "demo", &[("GET /", "web")]);
+    asked(&after, "team", &[("GET /", "near")]);
+    assert_eq!(ledger.findings.len(), 2, "{}", trial::findings(&ledger));
+}
+
+/// Whatever stands at any place of any manifest: nothing panics, and proxies take all that comes out.
+#[test]
+fn hostile_manifests() {
+    use std::sync::Arc;
+    use weft_dialects::{Options, translate};
+    use weft_policy::doc::{Node, Value};
+
+    fn paths(node: &Node, here: &mut Vec<usize>, out: &mut Vec<Vec<usize>>) {
+        let below: Vec<&Node> = match &node.value {
+            Value::Map(items) => items.iter().map(|(.., node)| node).collect(),
+            Value::List(items) => items.iter().collect(),
+            _ => Vec::new(),
+        };
+        out.push(here.clone());
+        for (i, node) in below.into_iter().enumerate() {
+            here.push(i);
+            paths(node, here, out);
+            here.pop();
+        }
+    }
+    fn at<'n>(node: &'n mut Node, path: &[usize]) -> &'n mut Node {
+        let Some((first, rest)) = path.split_first() else { return node };
+        match &mut node.value {
+            Value::Map(items) => at(&mut items[*first].2, rest),
+            Value::List(items) => at(&mut items[*first], rest),
+            _ => panic!("{path:?} leads nowhere"),
+        }
+    }
+    let text = |t: &str| Value::Text(t.into());
+    let empty = |value| Node { at: Default::default(), value };
+    let strange = [
+        Value::Null,
+        Value::Int(-1),
+        Value::Int(i64::MAX),
+        Value::Float(f64::MAX),
+        text(""),
+        text("%\u{0}\n../*?#[("),
+        text(&"a.".repeat(400)),
+        text("18446744073709551615k"),
+        Value::List(vec![empty(Value::Null), empty(Value::Map(Vec::new()))]),
+        Value::Map(vec![("Host".into(), Default::default(), empty(text("*")))]),
+    ];
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/routes");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|p| p.extension().is_some_and(|e| e == "yaml"));
+    files.sort();
+    let mut tried = 0usize;
+    for file in files {
+        let objects = trial::objects(&std::fs::read_to_string(&file).unwrap());
+        for (i, object) in objects.0.iter().enumerate().filter(|(_, o)| !["Service", "Pod"].contains(&&*o.kind)) {
+            let mut all = Vec::new();
+            paths(&object.node, &mut Vec::new(), &mut all);
+            // Every third place, and another value at each.
+            for path in all.into_iter().step_by(3) {
+                let mut objects = objects.clone();
+                let mut changed = (**object).clone();
+                at(&mut changed.node, &path).value = strange[tried % strange.len()].clone();
+                objects.0[i] = Arc::new(changed);
+                let (world, _) = translate(&objects, &Options::default());
+                trial::check(&world);
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 300, "{tried}");
+}

@@ -38,3 +38,43 @@ fn a_large_mesh() {
     assert!(ledger.findings.is_empty(), "{}", trial::findings(&ledger));
     assert!(took < Duration::from_secs(60), "{took:?}");
 }
+
+/// The same of routes, annotations, profiles, splits and policies, one of each for each service.
+#[test]
+fn many_routes() {
+    let mut text = String::new();
+    for n in 0..1000 {
+        let head = |version: &str, kind: &str, name: &str| {
+            format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: one")
+        };
+        let annotations = "annotations: {retry.linkerd.io/http: 5xx, timeout.linkerd.io/request: 2s}";
+        writeln!(text, "{}, {annotations}}}", head("v1", "Service", &format!("s{n}"))).unwrap();
+        writeln!(text, "spec: {{selector: {{app: s{n}}}, ports: [{{name: http, port: 80}}]}}").unwrap();
+        writeln!(text, "{}}}", head("gateway.networking.k8s.io/v1", "HTTPRoute", &format!("s{n}"))).unwrap();
+        writeln!(
+            text,
+            "spec: {{parentRefs: [{{group: '', kind: Service, name: s{n}}}], rules: [{{retry: {{codes: [500]}}}}]}}"
+        )
+        .unwrap();
+        writeln!(text, "{}}}", head("weft.dev/v1alpha1", "TrafficPolicy", &format!("s{n}"))).unwrap();
+        let target = format!("{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: s{n}}}");
+        writeln!(
+            text,
+            "spec: {{targetRefs: [{target}, {{kind: Service, name: s{n}}}], timeout: {{request: 1s}}, http: http2}}"
+        )
+        .unwrap();
+        let name = format!("s{n}.one.svc.cluster.local");
+        writeln!(text, "{}}}", head("linkerd.io/v1alpha2", "ServiceProfile", &name)).unwrap();
+        writeln!(text, "spec: {{routes: [{{name: a, condition: {{pathRegex: /a}}}}]}}").unwrap();
+        writeln!(text, "{}}}", head("split.smi-spec.io/v1alpha2", "TrafficSplit", &format!("s{n}"))).unwrap();
+        writeln!(text, "spec: {{service: s{n}, backends: [{{service: s{n}, weight: 1}}]}}").unwrap();
+    }
+    let objects = trial::objects(&text);
+    let begun = Instant::now();
+    let (world, ledger) = translate(&objects, &Options::default());
+    let took = begun.elapsed();
+    eprintln!("{} objects in {took:?}", objects.0.len());
+    assert_eq!(world.services.len(), 1000);
+    assert!(!ledger.has_errors(), "{}", trial::findings(&ledger));
+    assert!(took < Duration::from_secs(60), "{took:?}");
+}

@@ -40,7 +40,7 @@ pub fn service(reader: &Reader<'_>, b: &mut Builder<'_>) {
     check(reader);
     let (fields, from) = (fields(reader), first(reader, KNOWN[0]));
     let accrual = accrual(reader);
-    let opaque = opaque(reader, b);
+    let opaque = opaque(reader).or_else(|| b.opaque_ports.get(&object.namespace).cloned()).unwrap_or_default();
     let Some(service) = b.services.get_mut(&id) else { return };
     for (number, port) in &mut service.ports {
         if opaque.iter().any(|range| range.contains(number)) {
@@ -60,8 +60,13 @@ pub fn service(reader: &Reader<'_>, b: &mut Builder<'_>) {
             });
         }
         if !fields.is_empty() {
-            let (from, kind) = (from.clone(), Policies::Annotations);
-            b.overlays.push(Overlay { from, kind, on: Target::Service(id.clone(), port), fields: fields.clone() });
+            b.overlays.push(Overlay {
+                from: from.clone(),
+                kind: Policies::Annotations,
+                specific: 0,
+                on: Target::Service(id.clone(), port),
+                fields: fields.clone(),
+            });
         }
     }
 }
@@ -85,6 +90,7 @@ pub fn route(reader: &Reader<'_>, b: &mut Builder<'_>) {
         b.overlays.push(Overlay {
             from: first(reader, KNOWN[0]),
             kind: Policies::Annotations,
+            specific: 0,
             on: Target::Route(on),
             fields,
         });
@@ -269,16 +275,16 @@ fn accrual(reader: &Reader<'_>) -> Option<(Value, Source)> {
     Some((accrual, mode.source()))
 }
 
-/// Of the Service, or else of its namespace.
-fn opaque(reader: &Reader<'_>, b: &Builder<'_>) -> Vec<RangeInclusive<u16>> {
-    let object = reader.object;
-    if let Some(field) = reader.annotated(OPAQUE) {
-        return field.text().map(|text| ranges(&text, reader, &field)).unwrap_or_default();
+/// Of a Namespace: for its Services that say nothing of it.
+pub fn namespace(reader: &Reader<'_>, b: &mut Builder<'_>) {
+    if let Some(ranges) = opaque(reader) {
+        b.opaque_ports.insert(reader.object.name.clone(), ranges);
     }
-    let mut namespaces = b.objects.of("", "Namespace").filter(|n| n.name == object.namespace);
-    let inherited = namespaces.next().and_then(|n| n.annotations.get(OPAQUE));
-    let parse = |text: &String| text.split(',').filter_map(|part| range(part.trim())).collect();
-    inherited.map(parse).unwrap_or_default()
+}
+
+fn opaque(reader: &Reader<'_>) -> Option<Vec<RangeInclusive<u16>>> {
+    let field = reader.annotated(OPAQUE)?;
+    Some(ranges(&field.text()?, reader, &field))
 }
 
 fn ranges(text: &str, reader: &Reader<'_>, field: &Field<'_>) -> Vec<RangeInclusive<u16>> {

@@ -34,8 +34,18 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         spec.ignored(why);
         return;
     };
-    inbound_policy(reader, &id, b);
     let own = *id.namespace == *object.namespace;
+    // What a client's profile says is for its own namespace, and what follows is for everybody.
+    let opaque = match own {
+        true => {
+            inbound_policy(reader, &id, b);
+            opaque
+        }
+        false => {
+            spec.ignore("opaquePorts", "for the Service's own namespace to say");
+            Vec::new()
+        }
+    };
     let clients =
         Clients { namespaces: (!own).then(|| object.namespace.clone()).into_iter().collect(), labels: BTreeMap::new() };
     let specific = u32::from(!own);
@@ -135,7 +145,7 @@ fn read_route(field: &Field<'_>) -> Option<Route> {
         route.insert("retry".into(), retry.into());
         let unsafe_ones = ["POST", "PATCH", "CONNECT"];
         if matches.methods.iter().any(|m| unsafe_ones.contains(&m.as_str())) {
-            let field = extension.as_ref().or(None).cloned().or_else(|| field.get("isRetryable"));
+            let field = extension.clone().or_else(|| field.get("isRetryable"));
             field.inspect(|f| {
                 let hint = "make sure that the app takes a repeated request for one";
                 f.warn(Some("G18"), "repeats requests that are not safe to repeat", hint);

@@ -14,7 +14,8 @@
 //!
 //! `retry` and `timeout` are those of a route: they take the place of what the route says, or fill in what a Service's routes
 //! leave open. The others are fields of a `policy`, and go with a Service only: they belong to what requests are sent to.
-//! Everything is written as in `docs/config-file.md`. Targets are of the policy's own namespace.
+//! Everything is written as in `docs/config-file.md`. Targets are of the policy's own namespace. Of several policies, each block
+//! is that of the one for the port, then of the oldest.
 
 use crate::builder::{Builder, PolicySet};
 use crate::conflict::Policies;
@@ -129,7 +130,7 @@ fn attach(
             return None;
         }
         let on = Target::Route(ObjectRef { group, kind, namespace: namespace.clone(), name });
-        b.overlays.push(Overlay { from, kind: Policies::TrafficPolicy, on, fields: of_routes.clone() });
+        b.overlays.push(Overlay { from, kind: Policies::TrafficPolicy, specific: 0, on, fields: of_routes.clone() });
         return Some(());
     }
     if !matches!(&*group, "" | "core") || kind != "Service" {
@@ -140,6 +141,7 @@ fn attach(
     let Some(service) = b.services.get_mut(&id) else {
         return target.fail(format!("there is no Service {name} in {namespace}"), "");
     };
+    let specific = u32::from(section.is_some());
     let ports: Vec<u16> = match section {
         None => service.ports.keys().copied().collect(),
         Some(section) => match service.port(&section) {
@@ -151,15 +153,20 @@ fn attach(
         service.add_policy(PolicySet {
             from: from.clone(),
             kind: Policies::TrafficPolicy,
-            specific: 0,
+            specific,
             clients: Clients::default(),
             port,
             policy: of_services.clone(),
             subsets: Vec::new(),
         });
         if !of_routes.is_empty() {
-            let (from, kind) = (from.clone(), Policies::TrafficPolicy);
-            b.overlays.push(Overlay { from, kind, on: Target::Service(id.clone(), port), fields: of_routes.clone() });
+            b.overlays.push(Overlay {
+                from: from.clone(),
+                kind: Policies::TrafficPolicy,
+                specific,
+                on: Target::Service(id.clone(), port),
+                fields: of_routes.clone(),
+            });
         }
     }
     Some(())

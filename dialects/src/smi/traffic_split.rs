@@ -26,12 +26,8 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
     let (object, spec) = (reader.object, reader.spec());
     let backends = spec.list("backends");
     let matches = spec.get("matches").map(|m| matches(&m, &object.namespace, &b.route_groups));
-    let Some(root_field) = spec.get("service") else {
-        return spec.fail("has no service", "the Service whose requests are split").unwrap_or_default();
-    };
-    let Some(host) = root_field.text() else { return };
-    let Some(root) = b.resolve(&host, &object.namespace) else {
-        return root_field.fail(format!("there is no Service {host}"), "").unwrap_or_default();
+    let Some(root) = root(&spec, &object.namespace, b) else {
+        return spec.ignored("there is nothing to split");
     };
     let leaves = leaves(&backends, &object.namespace, b);
     overlaps(&leaves, b);
@@ -45,8 +41,10 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
                     "service": &*leaf.id.name, "namespace": &*leaf.id.namespace, "weight": leaf.weight
                 })),
                 false => {
-                    let why =
-                        format!("{} has no port {port}, which {host} has; the others take its share", leaf.id.name);
+                    let why = format!(
+                        "{} has no port {port}, which {} has; the others take its share",
+                        leaf.id.name, root.name
+                    );
                     leaf.field.warn(None, why, "give both the same ports");
                 }
             }
@@ -79,6 +77,18 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
                 });
             }
         }
+    }
+}
+
+fn root(spec: &Field<'_>, namespace: &str, b: &Builder<'_>) -> Option<ServiceId> {
+    let Some(field) = spec.get("service") else {
+        return spec.fail("has no service", "the Service whose requests are split");
+    };
+    let host = field.text()?;
+    match b.resolve(&host, namespace) {
+        Some(root) if *root.namespace == *namespace => Some(root),
+        Some(_) => field.fail("is a Service of another namespace", "a split is for its own namespace"),
+        None => field.fail(format!("there is no Service {host}"), ""),
     }
 }
 

@@ -36,6 +36,11 @@ pub fn check(world: &World) {
             entries(&whole(variant, &service.endpoints));
         }
     }
+    let mut namespaces: Vec<&str> = world.services.keys().map(|id| &*id.namespace).chain(["nowhere"]).collect();
+    namespaces.dedup();
+    for namespace in namespaces {
+        one_meaning_each(world, namespace);
+    }
     for (id, pod) in &world.pods {
         let mut diags = Diags::default();
         let node = yaml::parse(&pod.document.to_string(), &mut diags).unwrap_or_else(|| panic!("{:?}", diags.0));
@@ -46,6 +51,21 @@ pub fn check(world: &World) {
         });
         assert!(diags.0.is_empty(), "{id:?}: {:?} in {}", diags.0, pod.document);
         assert_eq!(read.map(|l| l.len()), Some(2), "{id:?}");
+    }
+}
+
+/// For one client, a host or an address at a port means one service: a proxy refuses what means two.
+fn one_meaning_each(world: &World, namespace: &str) {
+    let mut owners = std::collections::BTreeMap::new();
+    for (id, service) in &world.services {
+        let variant = service.variants.iter().find(|v| v.clients.are(namespace, &Default::default()));
+        let variant = variant.unwrap_or_else(|| panic!("{id}: nothing for a client of {namespace}"));
+        for entry in entries(&variant.document) {
+            for key in entry.config.keys {
+                let other = owners.insert(key.clone(), id.clone());
+                assert!(other.is_none(), "{key:?} means {id} and {other:?} to clients of {namespace}");
+            }
+        }
     }
 }
 
