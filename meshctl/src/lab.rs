@@ -106,6 +106,13 @@ enum Verb {
         which: Which,
         workload: String,
     },
+    /// Open a port of 127.0.0.1 for a Service that has none
+    Forward {
+        #[command(flatten)]
+        which: Which,
+        /// NAME, NAME.NAMESPACE, with :PORT where there are several
+        service: String,
+    },
     /// Remove what labs that were killed have left behind
     Clean,
 }
@@ -132,6 +139,7 @@ Examples:
   meshctl lab logs web -f
   meshctl lab exec web -- curl -s http://users:8080/
   meshctl lab scale web 3
+  meshctl lab forward users:8080
   meshctl lab clean                                after a kill -9
 
 Pods get sidecars as in a cluster: by istio-injection on a namespace, sidecar.istio.io/inject on a pod,
@@ -153,6 +161,7 @@ impl Lab {
                 done(verbs::scale(which.id.as_deref(), &workload, replicas))
             }
             Some(Verb::Restart { which, workload }) => done(verbs::restart(which.id.as_deref(), &workload)),
+            Some(Verb::Forward { which, service }) => done(verbs::forward(which.id.as_deref(), &service)),
             Some(Verb::Clean) => done(runtime.block_on(verbs::clean())),
             None => {
                 let Some(folder) = self.folder else { return Err(Error::new("which folder?", "meshctl lab DIR")) };

@@ -112,8 +112,8 @@ impl Control {
     }
 
     pub fn sidecar_ready() -> Ready {
-        // Its admin door on loopback answers to loopback names only.
-        let headers = vec![("host".to_string(), "localhost".to_string())];
+        // Its admin interface answers to loopback names only.
+        let headers = vec![("host".into(), format!("127.0.0.1:{SIDECAR_ADMIN}"))];
         let check = Check::Http { port: Target::Number(SIDECAR_ADMIN), path: "/ready".into(), headers };
         let second = Duration::from_secs(1);
         let probe = Probe { check, delay: Duration::ZERO, period: 5 * second, timeout: 2 * second, failures: 3 };

@@ -1,7 +1,7 @@
 //! What a lab writes down about itself, so that other commands find it and nothing is left when it dies.
 //!
 //! One folder per lab under `/run/weft` (`WEFT_LAB_HOME` for another place): `lab.json` says which process runs it, `ps.json` what
-//! runs in it, `wishes.json` what `scale` and `restart` ask for; beside them logs, pods, and the control plane's state.
+//! runs in it, `wishes.json` what `scale`, `restart` and `forward` ask for; beside them logs, pods, and the control plane's state.
 
 use super::process::Recorded;
 use crate::error::{During, Error, Result};

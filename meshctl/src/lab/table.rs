@@ -59,7 +59,9 @@ pub fn lab(status: &Value, coloured: bool) -> String {
     }
     if let Some(pod) = rows(&status["pods"]).first() {
         let workload = word(&pod["workload"]);
-        if let Some(service) = rows(&status["services"]).first().and_then(Value::as_str) {
+        let mut services = rows(&status["services"]).iter().filter_map(Value::as_str);
+        // A call to somebody else shows more.
+        if let Some(service) = services.find(|s| !s.starts_with(&format!("{workload}."))) {
             let _ = writeln!(out, "  meshctl lab exec {workload} -- curl -s http://{service}/");
         }
         let _ = writeln!(out, "  meshctl lab logs {workload}");
@@ -80,14 +82,14 @@ mod tests {
                 "containers": ["main"], "containersReady": 1, "sidecar": true, "sidecarReady": true,
                 "address": "10.244.1.1", "restarts": 0, "note": ""}],
             "urls": [{"namespace": "shop", "service": "web", "port": 80, "url": "http://127.0.0.1:4000"}],
-            "services": ["web.shop:80"],
+            "services": ["web.shop:80", "users.shop:80"],
         });
         let text = lab(&status, false);
         assert!(
             text.starts_with("NAME    READY   STATUS    RESTARTS   SIDECAR   ADDRESS\nweb-1   2/2     Running   0"),
             "{text}"
         );
-        for wanted in ["web.shop:80", "curl -s http://127.0.0.1:4000/", "exec web -- curl -s http://web.shop:80/"] {
+        for wanted in ["web.shop:80", "curl -s http://127.0.0.1:4000/", "exec web -- curl -s http://users.shop:80/"] {
             assert!(text.contains(wanted), "{wanted} in {text}");
         }
         assert!(!text.contains('\x1b'));

@@ -115,7 +115,7 @@ fn requirements(options: &Options) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::new(
             "a lab needs root: each pod gets a network namespace with redirection as in a cluster",
-            "sudo meshctl lab ..., or a shell inside `unshare --user --map-root-user --net --mount`",
+            "sudo meshctl lab ...",
         ));
     }
     let missing: Vec<&str> =
@@ -380,7 +380,8 @@ impl Up {
         replicas: usize,
     ) -> Result<Option<String>> {
         let name = match workload.kind {
-            Kind::Pod => workload.name.clone(),
+            // Not its own: the control plane reads the manifest as well, and that says nothing of where it runs.
+            Kind::Pod => format!("{}-0", workload.name),
             Kind::StatefulSet => {
                 let taken =
                     |n: &usize| self.pods.contains_key(&format!("{}.{}-{n}", workload.namespace, workload.name));
@@ -480,10 +481,16 @@ impl Up {
     /// Ways in for Services that have become open, and none for those that are no more.
     async fn open(&mut self) -> Result<()> {
         let mut wanted = BTreeSet::new();
+        let wishes = self.context.lab.wishes();
+        let asked: BTreeSet<&str> =
+            wishes["forward"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         for service in &self.services {
-            if matches!(service.kind, ServiceKind::Virtual { open: true, .. }) {
-                let ports = service.ports.iter().filter(|p| !p.udp);
-                wanted.extend(ports.map(|p| (service.namespace.clone(), service.name.clone(), p.number)));
+            let open = matches!(service.kind, ServiceKind::Virtual { open: true, .. });
+            for port in service.ports.iter().filter(|p| !p.udp) {
+                let name = format!("{}.{}:{}", service.name, service.namespace, port.number);
+                if open || asked.contains(name.as_str()) {
+                    wanted.insert((service.namespace.clone(), service.name.clone(), port.number));
+                }
             }
         }
         let key = |f: &Forward| (f.namespace.clone(), f.service.clone(), f.port);
@@ -537,7 +544,7 @@ impl Up {
         let mut services: Vec<String> = self
             .services
             .iter()
-            .filter_map(|s| Some(format!("{}.{}:{}", s.name, s.namespace, s.ports.first()?.number)))
+            .flat_map(|s| s.ports.iter().filter(|p| !p.udp).map(|p| format!("{}.{}:{}", s.name, s.namespace, p.number)))
             .collect();
         services.sort();
         let workloads: Vec<Value> =

@@ -1,4 +1,4 @@
-//! `ps`, `logs`, `exec`, `scale`, `restart`, `clean`: what is done with a lab that runs, from another terminal.
+//! `ps`, `logs`, `exec`, `scale`, `restart`, `forward`, `clean`: what is done with a lab that runs, from another terminal.
 
 use super::net::{Netns, SIDECAR_GROUP};
 use super::process::Inside;
@@ -174,6 +174,51 @@ pub fn restart(lab: Option<&str>, wanted: &str) -> Result<()> {
         let times = entry.get("restarted").and_then(Value::as_u64).unwrap_or(0) + 1;
         entry.insert("restarted".into(), times.into());
     })
+}
+
+/// Opens a way into a Service that has none by itself, for as long as the lab runs: `NAME`, `NAME.NS`, with `:PORT`.
+pub fn forward(lab: Option<&str>, wanted: &str) -> Result<()> {
+    let lab = Lab::find(lab)?;
+    let status = lab.status()?;
+    let all: Vec<&str> = status["services"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let fits = |full: &&&str| {
+        let rest = full.strip_prefix(wanted);
+        // `web` is neither `web2.shop:80` nor, with a port, `web:8` of `web:80`.
+        rest.is_some_and(|r| r.is_empty() || r.starts_with(['.', ':']))
+            || full.split_once('.').is_some_and(|(name, more)| {
+                wanted.split_once(':').is_some_and(|(n, port)| n == name && more.rsplit(':').next() == Some(port))
+            })
+    };
+    let service = match all.iter().filter(fits).collect::<Vec<_>>()[..] {
+        [one] => (*one).to_string(),
+        [] => {
+            return Err(Error::new(format!("no Service {wanted:?} in this lab"), format!("one of {}", all.join(", "))));
+        }
+        ref several => {
+            let names: Vec<&str> = several.iter().map(|s| **s).collect();
+            return Err(Error::new(format!("{wanted:?} may be several"), format!("one of {}", names.join(", "))));
+        }
+    };
+    let mut wishes = lab.wishes();
+    if !wishes.is_object() {
+        wishes = json!({});
+    }
+    match wishes["forward"].as_array_mut() {
+        Some(asked) => asked.push(service.clone().into()),
+        None => wishes["forward"] = json!([service]),
+    }
+    lab.wish(&wishes)?;
+    for _ in 0..100 {
+        let status = lab.status()?;
+        let mut urls = status["urls"].as_array().into_iter().flatten();
+        let same = |u: &&Value| format!("{}.{}:{}", word(u, "service"), word(u, "namespace"), u["port"]) == service;
+        if let Some(url) = urls.find(same) {
+            println!("{service} is at {}", word(url, "url"));
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err(Error::new(format!("the lab does not open {service}"), "meshctl lab ps"))
 }
 
 pub async fn clean() -> Result<()> {
