@@ -10,7 +10,7 @@ mod environment;
 mod forward;
 mod image;
 mod inject;
-mod manifest;
+pub mod manifest;
 mod net;
 mod pod;
 mod probe;

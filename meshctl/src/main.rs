@@ -1,5 +1,6 @@
 //! `meshctl`: what a person types.
 
+mod analyze;
 mod error;
 mod lab;
 mod terminal;
@@ -23,11 +24,14 @@ struct Cli {
 enum Command {
     /// Run a whole mesh on this machine from a folder of manifests
     Lab(Box<lab::Lab>),
+    /// Say what the mesh makes of manifests: mistakes, and what became of every field
+    Analyze(analyze::Analyze),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(lab) => lab.run(),
+        Command::Analyze(analyze) => analyze.run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("{error}");
@@ -49,6 +53,8 @@ mod tests {
             &["meshctl", "lab", "ps", "-o", "json"],
             &["meshctl", "lab", "exec", "web", "--", "curl", "-s", "http://a"],
             &["meshctl", "lab", "scale", "web", "3"],
+            &["meshctl", "analyze", "examples/a", "--fields"],
+            &["meshctl", "analyze", "examples/a", "-o", "json"],
         ] {
             assert!(Cli::try_parse_from(good).is_ok(), "{good:?}");
         }
