@@ -3,20 +3,22 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use weft_testkit::backend::{Backend, Reply, always, echo};
+use weft_testkit::backend::{Backend, Options, Reply, always, echo};
 use weft_testkit::ca::Ca;
 use weft_testkit::client::http1;
 use weft_testkit::control::Control;
 use weft_testkit::dir::{TempDir, free_addr};
 use weft_testkit::load::{LoadGen, Plan};
+use weft_testkit::netns::Netns;
 use weft_testkit::proxy::{Proxy, Start};
+use weft_testkit::raw_backend::TcpPeer;
 use weft_testkit::wait::until;
 
 const BIN: &str = env!("CARGO_BIN_EXE_weft-proxy");
@@ -448,6 +450,55 @@ fn destinations_on_demand() {
     becomes(addr, "two");
     let again: Vec<String> = control.subscribed().into_iter().skip(2).filter(|n| n != "host/never:80").collect();
     assert_eq!(again, ["host/app:80", "host/late:80"]);
+}
+
+/// The same by address, for connections that the kernel redirects: HTTP, bytes, and what the mesh does not know.
+#[test]
+fn redirected_destinations_on_demand() {
+    let (client, server) = (Netns::new("c"), Netns::new("s"));
+    Netns::join(&client, &["10.88.0.1/24"], &server, &["10.88.0.2/24"]);
+    client.ip("route add default via 10.88.0.2");
+    client.redirect(Some(15001), None, &[]);
+    let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let app = server.run(|| {
+        let options = Options { addr: at("10.88.0.2:8080"), ..Options::default() };
+        Backend::with(options, always(Reply::text(200, "one")))
+    });
+    let _bytes = server.run(|| TcpPeer::echo_at(at("10.88.0.2:5432")));
+    let control = client.run(|| Control::start(DOMAIN));
+    let proxy = json!({"listeners": [
+        {"name": "out", "role": "outbound", "address": "[::]:15001", "originalDst": true},
+    ]});
+    let alias = |name: &str| json!({"service": name, "namespace": "demo"}).to_string().into_bytes();
+    let addresses = json!({"addresses": ["10.99.0.1"]});
+    let database = json!({"addresses": ["10.99.0.1"], "port": 5432, "protocol": "tcp"});
+    control.set_all(&[
+        ("proxy", proxy.to_string().into()),
+        ("service/demo/app", service("app", &addresses)),
+        ("endpoints/demo/app/80", endpoints(&[&app])),
+        ("address/10.99.0.1:80", alias("app")),
+        ("service/demo/db", service("db", &database)),
+        ("endpoints/demo/db/5432", json!(["10.88.0.2:5432"]).to_string().into()),
+        ("address/10.99.0.1:5432", alias("db")),
+    ]);
+    let mut pod = Pod::new(&control, "web");
+    (pod.on_demand, pod.admin) = (true, at("127.0.0.1:15000"));
+    let (admin, args) = (Some(pod.admin), pod.args());
+    let _proxy = Proxy::with(Start { bin: BIN, admin, args, fileless: true, ns: Some(&client), ..Start::default() });
+
+    let ask = |to: &str| client.run(|| http1(at(to)).host("any.test").get("/"));
+    assert_eq!(ask("10.99.0.1:80").text(), "one");
+    assert_eq!(control.subscribed(), ["address/10.99.0.1:80"]);
+    let mut stream = client.run(|| std::net::TcpStream::connect(at("10.99.0.1:5432")).unwrap());
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(b"\x00bytes").unwrap();
+    let mut echo = [0; 6];
+    stream.read_exact(&mut echo).unwrap();
+    assert_eq!(&echo, b"\x00bytes");
+    // Not of the mesh: passed on as it is.
+    assert_eq!(ask("10.88.0.2:8080").text(), "one");
+    let asked = control.subscribed();
+    assert_eq!(asked[1..], ["address/10.99.0.1:5432", "address/10.88.0.2:8080", "host/any.test:8080"]);
 }
 
 /// What is kept in the state folder was proven by a CA that is no more: the token counts again.
