@@ -63,6 +63,8 @@ pub const KINDS: &[Kind] = &[
     kind(GATEWAY, "GRPCRoute", &["v1", "v1alpha2"], gateway::grpc_route::translate),
     kind(LINKERD_POLICY, "HTTPRoute", LINKERD_ROUTE, gateway::http_route::translate),
     kind("", "Namespace", &["v1"], linkerd::annotations::namespace),
+    kind("", "Namespace", &["v1"], linkerd::inbound_policy::namespace),
+    kind("", "Pod", &["v1"], linkerd::inbound_policy::pod),
     kind("", "Service", &["v1"], linkerd::annotations::service),
     kind(GATEWAY, "HTTPRoute", HTTP_ROUTE, linkerd::annotations::route),
     kind(GATEWAY, "GRPCRoute", &["v1", "v1alpha2"], linkerd::annotations::route),

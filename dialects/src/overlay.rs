@@ -100,7 +100,10 @@ fn override_with(set: &mut RouteSet, overlays: &[&Overlay], outcome: &mut Outcom
         outcome.win(&overlay.from);
         if overlay.from.object != set.from.object {
             let route = replaced.entry(set.from.object.clone()).or_default();
-            route.extend(overlay.fields.keys().map(|block| (block.clone(), overlay.from.object.clone())));
+            for (block, fields) in &overlay.fields {
+                let names = fields.as_object().into_iter().flat_map(|f| f.keys());
+                route.extend(names.map(|name| (format!("{block}.{name}"), overlay.from.object.clone())));
+            }
         }
     }
     overlays.iter().any(|o| o.kind == Policies::TrafficPolicy && o.fields.contains_key("retry"))
@@ -206,20 +209,29 @@ fn retried(owner: &ServiceId, set: &RouteSet) -> Vec<(ServiceId, PolicySet)> {
     out
 }
 
-/// Blocks of a route that others have taken the place of.
+/// Fields of a route that others have taken the place of, by what documents call them.
 type Replaced = BTreeMap<ObjectRef, BTreeMap<String, ObjectRef>>;
+
+/// What the dialects call them.
+const NAMES: [(&str, &[&str]); 6] = [
+    ("retry.attempts", &[".retry.attempts", ".retries.attempts"]),
+    ("retry.on", &[".retry.codes", ".retries.retryOn"]),
+    ("retry.perTryTimeout", &[".timeouts.backendRequest", ".retries.perTryTimeout"]),
+    ("retry.backoff", &[".retry.backoff", ".retries.backoff"]),
+    ("retry.avoidPreviousHosts", &[".retries.retryIgnorePreviousHosts"]),
+    ("timeout.request", &[".timeouts.request", "].timeout"]),
+];
 
 fn mark(replaced: &Replaced, ledger: &mut Ledger) {
     if replaced.is_empty() {
         return;
     }
     for entry in &mut ledger.entries {
-        let Some(blocks) = replaced.get(&entry.object) else { continue };
-        let about = |block: &str| {
-            let names: &[&str] = if block == "retry" { &["retry", "retries"] } else { &["timeout", "timeouts"] };
-            entry.field.split(['.', '[']).any(|part| names.contains(&part))
-        };
-        let winner = blocks.iter().find(|(block, _)| about(block)).map(|(_, by)| by.clone());
+        let Some(fields) = replaced.get(&entry.object) else { continue };
+        // An element of a list is its list's.
+        let field = entry.field.strip_suffix(']').and_then(|f| f.rsplit_once('[')).map_or(&*entry.field, |(f, _)| f);
+        let named = NAMES.iter().find(|(_, names)| names.iter().any(|n| field.ends_with(n)));
+        let winner = named.and_then(|(name, _)| fields.get(*name)).cloned();
         if let Some(by) = winner.filter(|_| matches!(entry.verdict, Verdict::Honoured | Verdict::Differently(_))) {
             entry.verdict = Verdict::WonBy(by);
         }

@@ -274,6 +274,15 @@ fn splits_hold_the_share_of_what_is_missing_on_the_others() {
     asked(&world, "demo", &[("GET /a", "v1 50, v2 50"), ("GET /", "v1 50, v2 50")]);
 }
 
+/// What is said beside routes does not stand in a split's way.
+#[test]
+fn splits_go_with_annotations() {
+    let text = annotated("retry.linkerd.io/http: 5xx") + &services(&["v1", "v2"]).replace("10.96.1", "10.96.2");
+    let (world, _) = world(&(text + &split("{service: v1, weight: 3}, {service: v2, weight: 1}")));
+    asked(&world, "demo", &[("GET /", "v1 75, v2 25")]);
+    assert_eq!(entry(&world, "web", "demo").config.routes[0].retry.as_ref().map(|r| r.attempts), Some(1));
+}
+
 #[test]
 fn dialects_win_in_one_order() {
     let base = services(&["web", "vs", "producer", "consumer", "split"]);
@@ -365,23 +374,34 @@ fn budgets() {
     }
 }
 
-/// G3: on a profile the annotation means nothing to Linkerd; here it is the Service's pods that demand mesh mTLS.
+/// G3: on a profile the annotation means nothing to Linkerd; here it is the Service's pods that demand mesh mTLS. A namespace's
+/// is for all of it, and a pod's wins.
 #[test]
-fn strict_by_profile() {
-    let pod = |app: &str| {
+fn strict_by_annotation() {
+    const ANNOTATION: &str = "config.linkerd.io/default-inbound-policy";
+    let pod = |app: &str, more: &str| {
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {app}, namespace: demo, labels: {{app: {app}}}, annotations: \
-             {{weft.dev/sidecar: \"true\"}}}}\nspec: {{serviceAccountName: a}}\nstatus: {{podIP: 10.1.0.1}}\n---\n"
+             {{weft.dev/sidecar: \"true\"{more}}}}}\nspec: {{serviceAccountName: a}}\nstatus: {{podIP: 10.1.0.1}}\n---\n"
         )
     };
-    let text = profile("demo", "  routes: []\n").replace(
-        "namespace: demo}",
-        "namespace: demo, annotations: {config.linkerd.io/default-inbound-policy: all-authenticated}}",
+    let profile = profile("demo", "  routes: []\n")
+        .replace("namespace: demo}", &format!("namespace: demo, annotations: {{{ANNOTATION}: all-authenticated}}}}"));
+    let namespace = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: demo, annotations: {{{ANNOTATION}: all-authenticated}}}}\n---\n"
     );
-    let (world, ledger) = world(&(services(&["web", "other"]) + &pod("web") + &pod("other") + &text));
-    let modes: Vec<_> = world.pods.values().map(|p| p.document["listeners"][1]["mtls"].clone()).collect();
-    assert_eq!(modes, ["permissive", "strict"]);
-    assert!(ledger.findings.iter().any(|f| f.reference == Some("G3")));
+    let open = format!(", {ANNOTATION}: all-unauthenticated");
+    for (text, other, web, told) in [
+        (pod("other", "") + &pod("web", "") + &profile, "permissive", "strict", true),
+        (pod("other", "") + &pod("web", "") + &namespace, "strict", "strict", false),
+        (pod("other", &open) + &pod("web", "") + &namespace, "permissive", "strict", false),
+        (pod("other", "") + &pod("web", ""), "permissive", "permissive", false),
+    ] {
+        let (world, ledger) = world(&(services(&["web", "other"]) + &text));
+        let modes: Vec<_> = world.pods.values().map(|p| p.document["listeners"][1]["mtls"].clone()).collect();
+        assert_eq!(modes, [other, web]);
+        assert_eq!(ledger.findings.iter().any(|f| f.reference == Some("G3")), told);
+    }
 }
 
 /// G18: nobody is stopped, and everybody is told.
@@ -522,4 +542,17 @@ fn hostile_manifests() {
         }
     }
     assert!(tried > 300, "{tried}");
+}
+
+/// The example of the docs does what it says.
+#[test]
+fn the_documented_policy() {
+    let docs = include_str!("../../docs/traffic-policy.md");
+    let example = docs.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let (world, ledger) = world(&(services(&["reviews"]) + example));
+    assert!(ledger.findings.is_empty(), "{}", trial::findings(&ledger));
+    let entry = entry(&world, "reviews", "demo");
+    assert_eq!(entry.backends.policy.breaker.max_connections, Some(100));
+    assert!(entry.backends.policy.outlier.is_some() && entry.backends.policy.budget.is_some());
+    assert_eq!(entry.config.routes[0].retry.as_ref().map(|r| r.attempts), Some(3));
 }

@@ -44,9 +44,21 @@ impl fmt::Display for Diag {
 }
 
 #[derive(Debug, Default)]
-pub struct Diags(pub Vec<Diag>);
+pub struct Diags(pub Vec<Diag>, bool);
 
 impl Diags {
+    /// For documents that a newer program may have written: fields that nobody here knows are warnings.
+    pub fn tolerant() -> Self {
+        Self(Vec::new(), true)
+    }
+
+    pub fn unknown_field(&mut self, at: Pos, field: &str, hint: String) {
+        match self.1 {
+            true => self.warn(at, field, "unknown field, passed over", Some(hint)),
+            false => self.error(at, field, "unknown field", Some(hint)),
+        }
+    }
+
     pub fn error(&mut self, at: Pos, field: &str, message: impl Into<String>, hint: Option<String>) {
         self.0.push(Diag { severity: Severity::Error, at, field: field.into(), message: message.into(), hint });
     }

@@ -226,7 +226,6 @@ impl<'n, 'd> Cursor<'n, 'd> {
         let mut fields = Fields { items, at: self.node.at, path: &self.path, diags: self.diags, asked: Vec::new() };
         let out = read(&mut fields);
         let asked = std::mem::take(&mut fields.asked);
-        let mut unknown = false;
         for (key, at, _) in items {
             if asked.contains(&key.as_str()) {
                 continue;
@@ -237,10 +236,9 @@ impl<'n, 'd> Cursor<'n, 'd> {
                 None if out.is_none() => continue,
                 None => format!("known here: {}", asked.join(", ")),
             };
-            unknown = true;
-            self.diags.error(*at, &join(&self.path, key), "unknown field", Some(hint));
+            self.diags.unknown_field(*at, &join(&self.path, key), hint);
         }
-        let failed = unknown || self.diags.0[before..].iter().any(|d| d.severity == crate::diag::Severity::Error);
+        let failed = self.diags.0[before..].iter().any(|d| d.severity == crate::diag::Severity::Error);
         if failed { None } else { out }
     }
 }

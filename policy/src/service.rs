@@ -208,7 +208,7 @@ impl Subset {
 
 /// Reads what was read before without fault.
 fn read_quietly(node: &Node) -> Option<backend::Config> {
-    backend::Config::read(&mut Cursor::new(node, &mut crate::diag::Diags::default()))
+    backend::Config::read(&mut Cursor::new(node, &mut crate::diag::Diags::tolerant()))
 }
 
 /// `base` with the fields of `over` in the place of its own.

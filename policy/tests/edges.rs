@@ -13,16 +13,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-dialects", &["weft-policy"]),
     ("weft-tls", &["weft-policy"]),
     ("weft-proxy", &["weft-policy", "weft-tls", "weft-proto"]),
+    ("weft-control", &["weft-policy", "weft-tls", "weft-dialects", "weft-proto"]),
+    ("meshctl", &["weft-policy", "weft-dialects"]),
     ("weft-sample", &[]),
-    ("weft-testkit", &[]),
+    ("weft-testkit", &["weft-proto"]),
 ];
 
 /// Crates that only some of ours may use directly.
 const RESERVED: &[(&str, &[&str])] = &[
     ("hyper", &["weft-proxy", "weft-testkit", "weft-sample"]),
     ("h2", &["weft-proxy", "weft-testkit"]),
-    ("tonic", &["weft-proto", "weft-proxy", "weft-testkit"]),
-    ("rustls", &["weft-tls", "weft-proxy", "weft-testkit"]),
+    ("tonic", &["weft-proto", "weft-proxy", "weft-control", "weft-testkit"]),
+    ("rustls", &["weft-tls", "weft-proxy", "weft-control", "weft-testkit"]),
+    ("rcgen", &["weft-tls", "weft-control", "weft-sample", "weft-testkit"]),
 ];
 
 /// What the pure crates never reach, however far.

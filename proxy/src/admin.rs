@@ -64,6 +64,14 @@ pub trait Proxy: Send + Sync + 'static {
     fn state(&self) -> State;
     /// The effective configuration and each resource's status. Keys never belong in it; `dump` takes out what looks like one.
     fn config(&self) -> serde_json::Value;
+    /// How it stands with the control plane; `None` where a file is followed.
+    fn control(&self) -> Option<serde_json::Value> {
+        None
+    }
+    /// Why the proxy is not ready, where that is known.
+    fn waiting_for(&self) -> Option<String> {
+        None
+    }
     fn backends(&self) -> Vec<Arc<Backend>>;
     /// Name and bound address.
     fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)>;

@@ -4,13 +4,15 @@
 //! and listens to signals; workers accept and carry. They meet in `worker::Shared` alone.
 
 use crate::admin::{self, AdminState};
-use crate::config::{self, Controller};
+use crate::config::file::ProxyConfig;
+use crate::config::{self, Controller, control};
 use crate::process::{LogFilter, Process};
 use crate::settings::{LogFormat, Settings};
 use crate::telemetry::Hub;
 use crate::telemetry::access_log::Log;
 use crate::worker::{Phase, Shared, Worker};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -60,28 +62,6 @@ pub fn main(settings: &Settings) -> ExitCode {
 }
 
 async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
-    let (config, following) = match Controller::start(settings) {
-        Ok(started) => started,
-        Err(refused) => {
-            // For people, with lines and columns; not a line of the log.
-            eprint!("{refused}");
-            return ExitCode::from(UNUSABLE);
-        }
-    };
-    let first = config.current.borrow().clone();
-    let id = config.identity.as_ref().and_then(|live| live.load().identity.spiffe().cloned());
-    let (phase, following_phase) = watch::channel(Phase::Running);
-    let shared = Arc::new(Shared {
-        snapshot: config.snapshot.clone(),
-        config: config.current.clone(),
-        identity: config.identity.clone(),
-        introduction: crate::introduction::encode(&first.workload),
-        telemetry: Hub::new(first.telemetry.clone(), first.workload.clone(), id),
-        phase: following_phase,
-        ready: false.into(),
-        ports: Default::default(),
-        cut: 0.into(),
-    });
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => {
@@ -89,7 +69,26 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
             return ExitCode::from(UNUSABLE);
         }
     };
-
+    let controller = match first_configuration(settings, &mut signals).await {
+        Ok(controller) => controller,
+        Err(code) => return code,
+    };
+    let (config, following) = (controller.shared(), controller.run());
+    let first = config.current.borrow().clone();
+    let id = config.identity.as_ref().and_then(|live| live.load().identity.spiffe().cloned());
+    let (phase, following_phase) = watch::channel(Phase::Running);
+    let shared = Arc::new(Shared {
+        snapshot: config.snapshot.clone(),
+        config: config.current.clone(),
+        identity: config.identity.clone(),
+        demand: config.demand.clone(),
+        introduction: crate::introduction::encode(&first.workload),
+        telemetry: Hub::new(first.telemetry.clone(), first.workload.clone(), id),
+        phase: following_phase,
+        ready: false.into(),
+        ports: Default::default(),
+        cut: 0.into(),
+    });
     tokio::task::spawn_local(following);
     tokio::task::spawn_local(telemetry(shared.clone()));
     let (asked, mut drains) = mpsc::channel::<()>(1);
@@ -153,6 +152,56 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
         cut => {
             tracing::warn!(cut, "drained; connections had to be cut");
             ExitCode::from(CUT)
+        }
+    }
+}
+
+/// From the file, or from the control plane as soon as that is possible. An error has been told.
+async fn first_configuration(settings: &Settings, signals: &mut Signals) -> Result<Controller, ExitCode> {
+    let unusable = ExitCode::from(UNUSABLE);
+    let Some(options) = settings.control() else {
+        let file = settings.config.as_deref().unwrap_or(Path::new(""));
+        return Controller::new(file).map_err(|refused| {
+            // For people, with lines and columns; not a line of the log.
+            eprint!("{refused}");
+            unusable
+        });
+    };
+    if let Err(why) = options.check() {
+        eprintln!("{why}");
+        return Err(unusable);
+    }
+    let hub = Hub::new(Default::default(), Default::default(), None);
+    let links = control::Links::new(&options.target);
+    let (leave, mut asked) = mpsc::channel(1);
+    let waiting = control::Waiting { links: links.clone(), filter: settings.log.clone(), leave };
+    // The configuration may name another address, and does not exist yet.
+    let door = settings.admin(&ProxyConfig::default());
+    let bound = crate::sys::sockopt::listen(door).and_then(TcpListener::from_std);
+    let door =
+        bound.map(|socket| tokio::task::spawn_local(admin::serve(socket, AdminState::new(hub, Arc::new(waiting)))));
+    if let Err(error) = &door {
+        tracing::error!(%error, "the admin address cannot be opened");
+        return Err(unusable);
+    }
+    let (mut updates, demand, following) = control::follow(options, links.clone());
+    tokio::task::spawn_local(following);
+    let first = tokio::select! {
+        first = updates.recv() => first,
+        why = signals.next() => {
+            tracing::info!(reason = why, "ended before there was a configuration");
+            return Err(ExitCode::SUCCESS);
+        }
+        _ = asked.recv() => return Err(ExitCode::SUCCESS),
+    };
+    if let Ok(door) = door {
+        door.abort();
+    }
+    match first {
+        Some(first) => Ok(Controller::fed(first, updates, links, demand)),
+        None => {
+            tracing::error!("the control plane's client has ended");
+            Err(unusable)
         }
     }
 }

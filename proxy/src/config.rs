@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! yaml -> file (+ check) -> apply -> snapshot -> requests
-//!            ^               ^
-//!          watch            dns
+//!            ^        ^      ^
+//!          watch   control  dns
 //! ```
 //!
 //! `Controller` owns all of it on the control thread; requests see one `Snapshot`, loaded once each. Whatever goes wrong after
@@ -11,6 +11,7 @@
 
 pub mod apply;
 mod check;
+pub mod control;
 pub mod dns;
 pub mod file;
 pub mod identity;
@@ -18,7 +19,6 @@ pub mod snapshot;
 pub mod status;
 pub mod watch;
 
-use crate::settings::Settings;
 use apply::Applier;
 use arc_swap::ArcSwap;
 use file::ProxyConfig;
@@ -47,6 +47,10 @@ pub struct Shared {
     pub backends: ArcSwap<Vec<Arc<Backend>>>,
     /// Asks for the files to be read again, as SIGHUP does.
     pub reload: Notify,
+    /// `None`: a file is followed, not a control plane.
+    pub control: Option<control::Links>,
+    /// Whom to ask for destinations; `None`: what is configured is all there is.
+    pub demand: Option<control::Demand>,
 }
 
 /// A file that cannot be used, with everything that is wrong with it.
@@ -64,12 +68,18 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-pub struct Controller {
-    file: PathBuf,
+/// A file that is followed, and those it names.
+struct Followed {
+    path: PathBuf,
     watched: Watched,
     /// As last looked at, good or bad.
     text: Result<String, String>,
     identity_files: Watched,
+}
+
+pub struct Controller {
+    file: Option<Followed>,
+    feed: Option<mpsc::Receiver<control::Update>>,
     applier: Applier,
     shared: Arc<Shared>,
     current: changes::Sender<Arc<ProxyConfig>>,
@@ -80,14 +90,13 @@ pub struct Controller {
 
 impl Controller {
     /// Reads the file for the first time; the snapshot is complete but for the endpoints given by name.
-    pub fn new(settings: &Settings) -> Result<Self, Refused> {
-        let path = settings.config.clone();
-        let mut watched = Watched::new(std::iter::once(path.as_path()));
+    pub fn new(file: &Path) -> Result<Self, Refused> {
+        let mut watched = Watched::new(std::iter::once(file));
         watched.look();
-        let text = file::text(&path);
-        let (config, mut diags) = ProxyConfig::of(&text, &path);
-        let Some(config) = config else { return Err(Refused { file: path, diags }) };
-        warn_all(&path, &diags);
+        let text = file::text(file);
+        let (config, mut diags) = ProxyConfig::of(&text, file);
+        let Some(config) = config else { return Err(Refused { file: file.into(), diags }) };
+        warn_all(file, &diags);
         let mut identity_files = watch_identity(&config);
         identity_files.look();
         let live = match config.identity.as_ref().map(identity::read).transpose() {
@@ -95,26 +104,50 @@ impl Controller {
             Err(why) => {
                 // It was readable a moment ago, when the file was checked.
                 diags.error(Default::default(), "identity", why, None);
-                return Err(Refused { file: path, diags });
+                return Err(Refused { file: file.into(), diags });
             }
         };
+        let followed = Followed { path: file.into(), watched, text, identity_files };
+        Ok(Self::with(config, live, Some(followed), None))
+    }
+
+    /// The same from a control plane's first configuration, and those that follow it.
+    pub fn fed(
+        first: control::Update,
+        feed: mpsc::Receiver<control::Update>,
+        links: control::Links,
+        demand: Option<control::Demand>,
+    ) -> Self {
+        let controller = Self::with(first.config, Some(first.live), None, Some((feed, (links, demand))));
+        let _ = first.done.send(());
+        controller
+    }
+
+    fn with(
+        config: ProxyConfig,
+        identity: Option<Live>,
+        file: Option<Followed>,
+        feed: Option<(mpsc::Receiver<control::Update>, (control::Links, Option<control::Demand>))>,
+    ) -> Self {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let mut applier = Applier::new(snapshot.clone());
         applier.apply(&config, SystemTime::now());
         let (tx, rx) = changes::channel(Arc::new(config));
+        let (feed, control) = feed.unzip();
+        let (control, demand) = control.unzip();
         let shared = Arc::new(Shared {
             snapshot,
-            identity: live,
+            identity,
             current: rx,
             status: ArcSwap::default(),
             backends: ArcSwap::default(),
             reload: Notify::new(),
+            control,
+            demand: demand.flatten(),
         });
         let mut controller = Self {
-            file: path,
-            watched,
-            text,
-            identity_files,
+            file,
+            feed,
             unsettled: applier.names(),
             applier,
             shared,
@@ -124,13 +157,17 @@ impl Controller {
         };
         controller.succeeded();
         controller.publish();
-        Ok(controller)
+        controller
+    }
+
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
     }
 
     /// The whole of it: what others share, and what must run on the control thread's runtime for as long as the process does.
-    pub fn start(settings: &Settings) -> Result<(Arc<Shared>, impl Future<Output = ()> + use<>), Refused> {
-        let controller = Self::new(settings)?;
-        Ok((controller.shared.clone(), controller.run()))
+    pub fn start(file: &Path) -> Result<(Arc<Shared>, impl Future<Output = ()> + use<>), Refused> {
+        let controller = Self::new(file)?;
+        Ok((controller.shared(), controller.run()))
     }
 
     pub async fn run(mut self) {
@@ -157,12 +194,19 @@ impl Controller {
                     self.publish();
                     continue;
                 }
+                Some(update) = async { self.feed.as_mut()?.recv().await } => {
+                    self.take(update.config);
+                    self.want(names.as_mut());
+                    let _ = update.done.send(());
+                    continue;
+                }
             };
-            if asked || self.watched.look() {
+            let Some(file) = &mut self.file else { continue };
+            if asked || file.watched.look() {
                 self.reload(asked);
                 self.want(names.as_mut());
             }
-            if asked || self.identity_files.look() {
+            if asked || self.file.as_mut().is_some_and(|file| file.identity_files.look()) {
                 self.rotate();
             }
         }
@@ -189,38 +233,47 @@ impl Controller {
 
     /// Reads the file again, and takes it if it is whole and right.
     fn reload(&mut self, asked: bool) {
-        let text = file::text(&self.file);
-        if text == self.text && !asked {
+        let Some(file) = &mut self.file else { return };
+        let text = file::text(&file.path);
+        if text == file.text && !asked {
             return;
         }
-        self.text = text;
-        let (config, diags) = ProxyConfig::of(&self.text, &self.file);
-        warn_all(&self.file, &diags);
+        let (config, diags) = ProxyConfig::of(&text, &file.path);
+        file.text = text;
+        let path = file.path.clone();
+        warn_all(&path, &diags);
         let Some(config) = config else {
             count("refused");
-            let errors = lines(&self.file, &diags);
-            tracing::error!(file = %self.file.display(), errors = errors.len(), "refused, the last good configuration stays");
+            let errors = lines(&path, &diags);
+            tracing::error!(file = %path.display(), errors = errors.len(), "refused, the last good configuration stays");
             for line in &errors {
                 tracing::error!("{line}");
             }
             self.set_status(|s| s.file_errors = errors);
             return;
         };
+        if config.identity != self.current.borrow().identity {
+            file.identity_files = watch_identity(&config);
+        }
+        let changed = self.take(config);
+        tracing::info!(file = %path.display(), changed, "configuration taken");
+    }
+
+    /// Puts a configuration into force. Whether anything that requests see has changed.
+    fn take(&mut self, config: ProxyConfig) -> bool {
         let old = self.current.borrow().clone();
         self.needs_restart(&old, &config);
         let before = self.applier.names();
         let changed = self.applier.apply(&config, SystemTime::now());
         self.unsettled.extend(self.applier.names().difference(&before).cloned());
-        if config.identity != old.identity {
-            self.identity_files = watch_identity(&config);
-        }
         if *old != config {
             self.current.send_replace(Arc::new(config));
         }
         count(if changed { "applied" } else { "unchanged" });
-        tracing::info!(file = %self.file.display(), changed, "configuration taken");
+        tracing::debug!(changed, "configuration in force");
         self.succeeded();
         self.publish();
+        changed
     }
 
     /// Takes certificate, key and roots together, or none of them.
@@ -260,7 +313,7 @@ impl Controller {
             ("identity", old.identity.is_some() != new.identity.is_some()),
         ];
         for (field, _) in changes.iter().filter(|(_, changed)| *changed) {
-            tracing::warn!(field, "changed in the file; takes effect after a restart");
+            tracing::warn!(field, "changed; takes effect after a restart");
         }
     }
 

@@ -56,7 +56,12 @@ impl Proxy for Process {
             "fileErrors": status.file_errors,
             "identityError": status.identity_error,
             "lastSuccess": status.last_success.map(seconds),
+            "control": self.control(),
         })
+    }
+
+    fn control(&self) -> Option<Value> {
+        self.config.control.as_ref().map(|links| links.json())
     }
 
     fn backends(&self) -> Vec<Arc<Backend>> {

@@ -1,5 +1,6 @@
 //! The command line, and what `--validate` prints.
 
+use crate::config::control;
 use crate::config::file::ProxyConfig;
 use clap::{Parser, ValueEnum};
 use std::fmt::Write as _;
@@ -14,11 +15,36 @@ use weft_policy::diag::{Diag, Diags, Severity};
 #[command(name = "weft-proxy", version, after_help = EXAMPLES)]
 pub struct Settings {
     /// The configuration file (YAML); it is read again on SIGHUP and when it changes
-    #[arg(long, short, value_name = "FILE")]
-    pub config: PathBuf,
+    #[arg(long, short, value_name = "FILE", required_unless_present = "control", conflicts_with = "control")]
+    pub config: Option<PathBuf>,
+
+    /// A control plane to take identity and configuration from, in place of a file
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port,
+          requires_all = ["trust_root", "token_file", "pod", "state"])]
+    pub control: Option<String>,
+
+    /// The mesh's root certificates (PEM), by which the control plane is known
+    #[arg(long, value_name = "FILE", requires = "control")]
+    pub trust_root: Option<PathBuf>,
+
+    /// The join token that the control plane made for this workload; read for the first certificate
+    #[arg(long, value_name = "FILE", requires = "control")]
+    pub token_file: Option<PathBuf>,
+
+    /// The pod this sidecar is of
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod, requires = "control")]
+    pub pod: Option<(String, String)>,
+
+    /// A folder for identity and last plan: with them a restart needs no control plane
+    #[arg(long, value_name = "DIR", requires = "control")]
+    pub state: Option<PathBuf>,
+
+    /// Ask for a destination's configuration when it is first called, rather than for everything
+    #[arg(long, requires = "control")]
+    pub on_demand: bool,
 
     /// Check the file, print everything that is wrong with it, and exit: 0 if it is good, 1 if not
-    #[arg(long)]
+    #[arg(long, requires = "config")]
     pub validate: bool,
 
     /// How --validate prints
@@ -61,6 +87,7 @@ Examples:
   weft-proxy --config sidecar.yaml --validate -o json
   weft-proxy --config sidecar.yaml --workers 2 --admin 127.0.0.1:15000 --log debug
   kill -HUP PID                                     read the file again now
+  weft-proxy --control 10.0.0.2:15012 --trust-root root.pem --token-file token --pod demo/web-1 --state /run/weft
 
 A file that makes http://127.0.0.1:8080 a proxy for two backends:
   listeners:
@@ -82,6 +109,20 @@ impl Settings {
         self.admin.or(config.admin).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15000)))
     }
 
+    /// Where identity and configuration come from, if not from a file.
+    pub fn control(&self) -> Option<control::Options> {
+        let (namespace, pod) = self.pod.clone()?;
+        Some(control::Options {
+            target: self.control.as_deref()?.into(),
+            trust_root: self.trust_root.clone()?,
+            token_file: self.token_file.clone()?,
+            namespace,
+            pod,
+            state: self.state.clone()?,
+            on_demand: self.on_demand,
+        })
+    }
+
     /// Does what `--validate` says; findings go to standard output, which is what was asked for.
     pub fn validate(&self) -> ExitCode {
         let mut out = std::io::stdout().lock();
@@ -94,11 +135,12 @@ impl Settings {
 
     /// Whether the file is good, and what is to be said of it.
     pub fn findings(&self, colour: bool) -> (bool, String) {
-        let (config, diags) = ProxyConfig::load(&self.config);
+        let file = self.config.as_deref().unwrap_or(Path::new(""));
+        let (config, diags) = ProxyConfig::load(file);
         let text = match self.output {
-            Output::Json => json(&self.config, config.as_ref(), &diags),
+            Output::Json => json(file, config.as_ref(), &diags),
             Output::Text => {
-                let mut text = render(&self.config, &diags, colour);
+                let mut text = render(file, &diags, colour);
                 if let Some(config) = &config {
                     let _ = writeln!(text, "{}", summary(config));
                 }
@@ -107,6 +149,17 @@ impl Settings {
         };
         (config.is_some(), text)
     }
+}
+
+fn host_port(text: &str) -> Result<String, String> {
+    let parts =
+        text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
+    parts.map(|_| text.to_string()).ok_or_else(|| "a name or an address, and a port, such as 10.0.0.2:15012".into())
+}
+
+fn pod(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('/').filter(|(ns, name)| !ns.is_empty() && !name.is_empty() && !name.contains('/'));
+    parts.map(|(ns, name)| (ns.into(), name.into())).ok_or_else(|| "NAMESPACE/NAME, such as demo/web-1".into())
 }
 
 fn summary(config: &ProxyConfig) -> String {
@@ -202,9 +255,29 @@ mod tests {
             &["weft-proxy"][..],
             &["weft-proxy", "--config", "a", "--workers", "0"],
             &["weft-proxy", "-c", "a", "-o", "json"],
+            &["weft-proxy", "--control", "a:1"],
+            &["weft-proxy", "--control", "a", "--trust-root", "r", "--token-file", "t", "--pod", "n/p", "--state", "s"],
+            &["weft-proxy", "--control", "a:1", "--trust-root", "r", "--token-file", "t", "--pod", "p", "--state", "s"],
+            &["weft-proxy", "-c", "a", "--state", "s"],
         ] {
             assert!(Settings::try_parse_from(bad).is_err(), "{bad:?}");
         }
+        assert_eq!(s.control(), None);
+        let s = Settings::parse_from([
+            "weft-proxy",
+            "--control",
+            "a:1",
+            "--trust-root",
+            "r",
+            "--token-file",
+            "t",
+            "--pod",
+            "n/p",
+            "--state",
+            "s",
+        ]);
+        let control = s.control().unwrap();
+        assert_eq!((&*control.target, &*control.namespace, &*control.pod), ("a:1", "n", "p"));
         let help = Settings::command().render_long_help().to_string();
         assert!(help.contains("Examples:") && help.contains("--validate"), "{help}");
     }

@@ -347,7 +347,7 @@ impl Gathered {
 }
 
 /// Everything that is counted through the facade, wherever it is counted.
-const RARE_NAMES: [(&str, &str); 13] = [
+const RARE_NAMES: [(&str, &str); 17] = [
     ("weft_panics_total", "Tasks that panicked; each is a bug."),
     ("weft_accept_errors_total", "Failures to accept connections at all."),
     ("weft_tcp_rejected_total", "Connections refused before anything was served on them."),
@@ -361,6 +361,10 @@ const RARE_NAMES: [(&str, &str); 13] = [
     ("weft_config_reloads_total", "Readings of the configuration."),
     ("weft_config_refused", "Whether the newest configuration was refused, and the one before is in force."),
     ("weft_config_last_success_timestamp_seconds", "When a configuration was last taken."),
+    ("weft_control_connected", "Whether the control plane's stream of configuration stands."),
+    ("weft_control_streams_total", "Streams of configuration begun."),
+    ("weft_control_refused_total", "Resources of the control plane that were refused."),
+    ("weft_control_renewal_failures_total", "Attempts to renew the certificate that failed."),
 ];
 
 /// The `metrics` facade's recorder, for what is too rare to matter: reloads, panics, DNS, rotations.

@@ -36,6 +36,8 @@ pub struct Shared {
     pub config: watch::Receiver<Arc<ProxyConfig>>,
     /// Certificate, key and trust bundle; `None` where the file names no identity.
     pub identity: Option<weft_tls::Live>,
+    /// Asked for destinations that nobody has configured yet; `None`: there is nobody to ask.
+    pub demand: Option<crate::config::control::Demand>,
     /// What we say of ourselves to other sidecars.
     pub introduction: Arc<[u8]>,
     pub telemetry: Arc<crate::telemetry::Hub>,

@@ -1,4 +1,4 @@
-//! The README's first command does what it says.
+//! `examples/pair/run` does what it says.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
 use crate::dir::TempDir;
 
@@ -130,38 +133,68 @@ impl Ca {
 
     /// A leaf for `spiffe_id` as it is given (an empty one: no URI at all), whether or not it is in our trust domain.
     pub fn leaf(&self, spiffe_id: &str, opts: &LeafOpts) -> Leaf {
-        let mut params = CertificateParams::new(opts.dns.clone()).expect("names");
-        for uri in [spiffe_id].into_iter().chain(opts.more_uris.iter().map(String::as_str)).filter(|u| !u.is_empty()) {
-            params.subject_alt_names.push(SanType::URI(uri.try_into().expect("an ASCII URI")));
-        }
-        params.subject_alt_names.extend(opts.ips.iter().map(|ip| SanType::IpAddress(*ip)));
-        params.distinguished_name = DistinguishedName::new();
-        if let Some(name) = &opts.common_name {
-            params.distinguished_name.push(DnType::CommonName, name.as_str());
-        }
-        params.not_before = opts.not_before.into();
-        params.not_after = opts.not_after.into();
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = match opts.eku {
-            Eku::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
-            Eku::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
-            Eku::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
-            Eku::None => Vec::new(),
-        };
-        if opts.is_ca {
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages.push(KeyUsagePurpose::KeyCertSign);
-        }
-        params.use_authority_key_identifier_extension = true;
+        let params = leaf_params(spiffe_id, opts);
         let key = KeyPair::generate().expect("key");
         let cert = params.signed_by(&key, &self.issuer).expect("leaf");
         Leaf { cert_pem: cert.pem() + &self.chain_pem, key_pem: key.serialize_pem() }
+    }
+
+    /// A leaf for somebody else's key, from its request (DER): the chain, leaf first. Only the key is taken from it.
+    pub fn sign(&self, csr: &[u8], spiffe_id: &str, opts: &LeafOpts) -> Result<Vec<Vec<u8>>, String> {
+        let mut request = CertificateSigningRequestParams::from_der(&csr.into()).map_err(|e| e.to_string())?;
+        request.params = leaf_params(spiffe_id, opts);
+        let cert = request.signed_by(&self.issuer).map_err(|e| e.to_string())?;
+        let mut chain = vec![cert.der().to_vec()];
+        chain.extend(CertificateDer::pem_slice_iter(self.chain_pem.as_bytes()).map(|c| c.expect("chain").to_vec()));
+        Ok(chain)
+    }
+
+    pub fn root_der(&self) -> Vec<u8> {
+        CertificateDer::from_pem_slice(self.root_pem.as_bytes()).expect("root").to_vec()
     }
 
     /// An ordinary leaf of this trust domain.
     pub fn workload(&self, namespace: &str, account: &str) -> Leaf {
         self.leaf(&self.id(namespace, account), &LeafOpts::default())
     }
+}
+
+/// The first URI name of a certificate (DER).
+pub fn uri_of(certificate: &[u8]) -> Option<String> {
+    use x509_parser::extensions::GeneralName;
+    let (_, cert) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let names = cert.subject_alternative_name().ok()??;
+    names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_string()),
+        _ => None,
+    })
+}
+
+fn leaf_params(spiffe_id: &str, opts: &LeafOpts) -> CertificateParams {
+    let mut params = CertificateParams::new(opts.dns.clone()).expect("names");
+    for uri in [spiffe_id].into_iter().chain(opts.more_uris.iter().map(String::as_str)).filter(|u| !u.is_empty()) {
+        params.subject_alt_names.push(SanType::URI(uri.try_into().expect("an ASCII URI")));
+    }
+    params.subject_alt_names.extend(opts.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+    params.distinguished_name = DistinguishedName::new();
+    if let Some(name) = &opts.common_name {
+        params.distinguished_name.push(DnType::CommonName, name.as_str());
+    }
+    params.not_before = opts.not_before.into();
+    params.not_after = opts.not_after.into();
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = match opts.eku {
+        Eku::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        Eku::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Eku::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Eku::None => Vec::new(),
+    };
+    if opts.is_ca {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages.push(KeyUsagePurpose::KeyCertSign);
+    }
+    params.use_authority_key_identifier_extension = true;
+    params
 }
 
 fn authority(trust_domain: &str, role: &str) -> CertificateParams {

@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod ca;
 pub mod client;
+pub mod control;
 pub mod dir;
 pub mod dns;
 pub mod io;

@@ -45,6 +45,8 @@ pub struct Start<'a> {
     pub env: Vec<(String, String)>,
     /// Runs in this namespace, with group id 1337 so that redirect rules can leave its own traffic alone.
     pub ns: Option<&'a Netns>,
+    /// Without a file: the arguments say where configuration comes from.
+    pub fileless: bool,
     /// Start and wait for nothing: for configurations that must be refused.
     pub no_wait: bool,
 }
@@ -65,7 +67,10 @@ impl Proxy {
             Some(ns) => ns.command_as(start.bin, 1337),
             None => Command::new(start.bin),
         };
-        command.arg("--config").arg(&config).args(&start.args).envs(start.env.iter().map(|(k, v)| (k, v)));
+        if !start.fileless {
+            command.arg("--config").arg(&config);
+        }
+        command.args(&start.args).envs(start.env.iter().map(|(k, v)| (k, v)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {}: {e}", start.bin));
         let log = Arc::new(Log::default());

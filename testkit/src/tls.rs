@@ -81,6 +81,19 @@ pub fn server(leaf: &Leaf, client_roots: &[&Ca], alpn: &[&str]) -> Arc<ServerCon
     Arc::new(config)
 }
 
+/// A server that shows `leaf`, and asks for a certificate that chains to one of `client_roots` without demanding one.
+pub fn server_asking(leaf: &Leaf, client_roots: &[&Ca], alpn: &[&str]) -> Arc<ServerConfig> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(store(client_roots), provider());
+    let verifier = verifier.allow_unauthenticated().build().expect("verifier");
+    let (chain, key) = pair(leaf);
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().expect("versions");
+    let mut config =
+        builder.with_client_cert_verifier(verifier).with_single_cert(chain, key).expect("server certificate");
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
 #[derive(Debug)]
 struct AnyServer;
 

@@ -59,11 +59,19 @@ fn wrong(error: rustls::Error) -> TlsError {
 
 /// The server side of a mesh hop.
 pub fn mesh_server(material: &Material, expect: Expect, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
-    let verifier = Arc::new(Verifier::new(material.bundle.clone(), expect));
+    server(material, Verifier::new(material.bundle.clone(), expect), alpn)
+}
+
+/// A server of the mesh that also takes clients without a certificate: who wants to join has none yet.
+pub fn open_server(material: &Material, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
+    server(material, Verifier::new(material.bundle.clone(), Expect::Any).optional(), alpn)
+}
+
+fn server(material: &Material, verifier: Verifier, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(wrong)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(Fixed(material.identity.certified().clone())));
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -90,13 +98,23 @@ pub fn mesh_client(material: &Material, expect: Expect, alpn: &[&[u8]]) -> Resul
 /// The mesh server config of the current material, rebuilt once after each rotation.
 pub struct MeshServer {
     live: Live,
-    expect: Expect,
+    /// `None`: clients may also come without a certificate.
+    expect: Option<Expect>,
     alpn: Vec<Vec<u8>>,
     built: ArcSwapOption<(u64, Arc<ServerConfig>)>,
 }
 
 impl MeshServer {
     pub fn new(live: Live, expect: Expect, alpn: &[&[u8]]) -> Self {
+        Self::build(live, Some(expect), alpn)
+    }
+
+    /// See `open_server`.
+    pub fn open(live: Live, alpn: &[&[u8]]) -> Self {
+        Self::build(live, None, alpn)
+    }
+
+    fn build(live: Live, expect: Option<Expect>, alpn: &[&[u8]]) -> Self {
         Self { live, expect, alpn: alpn.iter().map(|p| p.to_vec()).collect(), built: ArcSwapOption::empty() }
     }
 
@@ -109,7 +127,10 @@ impl MeshServer {
         }
         let material = self.live.load();
         let alpn: Vec<&[u8]> = self.alpn.iter().map(Vec::as_slice).collect();
-        let config = mesh_server(&material, self.expect.clone(), &alpn)?;
+        let config = match &self.expect {
+            Some(expect) => mesh_server(&material, expect.clone(), &alpn)?,
+            None => open_server(&material, &alpn)?,
+        };
         self.built.store(Some(Arc::new((material.generation, config.clone()))));
         Ok(config)
     }

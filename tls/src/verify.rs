@@ -115,6 +115,7 @@ pub struct Verifier {
     bundle: Arc<TrustBundle>,
     /// One of these; empty means the server name of the connection.
     expect: Vec<Expect>,
+    mandatory: bool,
     clients: Proven,
     servers: Proven,
 }
@@ -125,7 +126,12 @@ impl Verifier {
     }
 
     pub fn one_of(bundle: Arc<TrustBundle>, expect: Vec<Expect>) -> Self {
-        Self { bundle, expect, clients: Proven::default(), servers: Proven::default() }
+        Self { bundle, expect, mandatory: true, clients: Proven::default(), servers: Proven::default() }
+    }
+
+    /// Clients may come without a certificate; one that is shown is verified all the same.
+    pub fn optional(self) -> Self {
+        Self { mandatory: false, ..self }
     }
 
     fn verify(
@@ -321,6 +327,10 @@ impl ClientCertVerifier for Verifier {
         &[]
     }
 
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
     fn verify_client_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -476,7 +486,8 @@ impl PeerIdentity {
     }
 }
 
-pub(crate) fn hex_sha256(bytes: &[u8]) -> String {
+/// Lower-case hex.
+pub fn hex_sha256(bytes: &[u8]) -> String {
     let Some(suite) = TLS13_AES_128_GCM_SHA256.tls13() else { return String::new() };
     let mut text = String::with_capacity(64);
     for byte in suite.common.hash_provider.hash(bytes).as_ref() {

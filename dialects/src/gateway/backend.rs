@@ -20,16 +20,16 @@ impl<'b> Backends<'b> {
         Self { services: &builder.services, grants: &builder.grants, referrer }
     }
 
-    /// `{service, namespace, port}`, or `{invalid: true}` and a finding. `None`: it cannot be read.
-    pub fn resolve(&self, field: &Field<'_>) -> Option<Map<String, Value>> {
-        let text = |name: &str, otherwise: &str| field.get(name).map_or(Some(otherwise.to_string()), |f| f.text());
+    /// `{service, namespace, port}`, or `{invalid: true}` and a finding of what happens `otherwise`. `None`: it cannot be read.
+    pub fn resolve(&self, field: &Field<'_>, otherwise: &str) -> Option<Map<String, Value>> {
+        let text = |name: &str, default: &str| field.get(name).map_or(Some(default.to_string()), |f| f.text());
         let (group, kind) = (text("group", "")?, text("kind", "Service")?);
         let namespace = text("namespace", self.referrer.namespace)?;
         let Some(name) = field.get("name") else { return field.fail("has no name", "the name of a Service") };
         let name = name.text()?;
         let port = field.get("port").map_or(Some(None), |p| p.port().map(Some))?;
         let invalid = |why: String, hint: &str| {
-            field.fail::<()>(format!("{why}; its share is answered with 500"), hint);
+            field.fail::<()>(format!("{why}; {otherwise}"), hint);
             Some(Map::from_iter([("invalid".to_string(), json!(true))]))
         };
         // Linkerd's own routes call the core group by a name.

@@ -120,7 +120,7 @@ fn mirror(filter: &Field<'_>, backends: &Backends<'_>) -> Option<Option<Value>> 
         out.insert("fraction".into(), json!({"numerator": numerator, "denominator": denominator}));
     }
     let Some(backend) = body.get("backendRef") else { return body.fail("has no backendRef", "") };
-    let to = backends.resolve(&backend)?;
+    let to = backends.resolve(&backend, "nothing is mirrored")?;
     if to.contains_key("invalid") {
         return Some(None);
     }

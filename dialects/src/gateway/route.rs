@@ -46,7 +46,7 @@ pub fn translate(
         }
     }
     if parents.is_empty() {
-        return;
+        return spec.ignored("attached to no Service that is here");
     }
     for parent in parents {
         let producer = *parent.service.namespace == *object.namespace;
@@ -71,16 +71,22 @@ pub fn translate(
 /// is left out.
 fn proven(rule: &Field<'_>, mut route: Map<String, Value>) -> Option<Value> {
     let whole = Value::Object(route.clone());
-    match proof::route(&whole, "gatewayApi") {
+    let why = match proof::route(&whole, "gatewayApi") {
         Ok(warnings) => {
             warnings.iter().for_each(|w| rule.warn(None, w.clone(), ""));
             return Some(whole);
         }
-        Err(why) => rule.fail::<()>(why, ""),
+        Err(why) => why,
     };
     closed(&mut route);
     let closed = Value::Object(route);
-    proof::route(&closed, "gatewayApi").is_ok().then_some(closed)
+    match proof::route(&closed, "gatewayApi") {
+        Ok(_) => {
+            rule.fail::<()>(format!("{why}; its requests are answered with 500"), "");
+            Some(closed)
+        }
+        Err(_) => rule.fail(format!("{why}; it is left out"), ""),
+    }
 }
 
 /// Answers 500, whatever else it says.
@@ -153,7 +159,7 @@ pub fn rule(
 fn destination(field: &Field<'_>, backends: &Backends<'_>) -> Map<String, Value> {
     let filters = filters::of_backend(field);
     let weight = field.get("weight").map_or(Some(1), |w| w.int(0, 1_000_000));
-    let mut to = match (backends.resolve(field), filters.impossible) {
+    let mut to = match (backends.resolve(field, "its share is answered with 500"), filters.impossible) {
         (Some(to), false) => to,
         (Some(_), true) => {
             field.ignored("its share is answered with 500, for one of its filters cannot be done");

@@ -78,7 +78,9 @@ pub fn check_targets(reader: &Reader<'_>, b: &mut Builder<'_>) {
                 Some(number) => maker.ports.iter().any(|(_, p)| *p == number),
                 None => maker.ports.iter().any(|(name, _)| *name == own.target),
             };
-            if !declared && !(maker.ports.is_empty() && number.is_some()) {
+            // Ports need not be declared, but names are looked for among those that are.
+            let undeclared = maker.ports.is_empty() && number.is_some();
+            if !declared && !undeclared {
                 let message =
                     format!("leads to port {} of the pods, and {} declares none such", own.target, maker.object);
                 reader.warn("G7", &place, message, "targetPort: the port that the app listens on");

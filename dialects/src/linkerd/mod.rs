@@ -3,4 +3,5 @@
 pub mod annotations;
 mod condition;
 mod failures;
+pub mod inbound_policy;
 pub mod service_profile;

@@ -3,11 +3,10 @@
 //! Its name is a host. One of the client's namespace is for clients of that namespace, and wins there. Unlike in Linkerd, a
 //! profile switches nothing else off. The fields `routes[].retries.{limit,timeout}` are ours: many labs have them.
 
-use super::condition;
 use super::failures::Failures;
+use super::{condition, inbound_policy};
 use crate::builder::{Builder, For, Order, PolicySet, RouteSet, Split, service_of};
 use crate::conflict;
-use crate::istio::peer_authentication::PeerAuthentication;
 use crate::reader::{Field, Reader};
 use crate::world::Clients;
 use crate::{proof, quantity};
@@ -38,7 +37,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
     // What a client's profile says is for its own namespace, and what follows is for everybody.
     let opaque = match own {
         true => {
-            inbound_policy(reader, &id, b);
+            inbound_policy::profile(reader, &id, b);
             opaque
         }
         false => {
@@ -239,24 +238,4 @@ fn destination(field: &Field<'_>, root: &ServiceId, b: &Builder<'_>) -> Option<(
         },
     };
     Some((Destination { ports, to }, weight))
-}
-
-/// Linkerd reads this annotation of namespaces and pods; labs write it here.
-fn inbound_policy(reader: &Reader<'_>, id: &ServiceId, b: &mut Builder<'_>) {
-    let Some(field) = reader.annotated("config.linkerd.io/default-inbound-policy") else { return };
-    let mode = match field.text().as_deref() {
-        Some("all-authenticated" | "cluster-authenticated") => "strict",
-        Some("all-unauthenticated" | "cluster-unauthenticated") => "permissive",
-        _ => return field.ignored("only all-authenticated and all-unauthenticated are understood here"),
-    };
-    let hint = "annotate the namespace or the pod template";
-    field.warn(Some("G3"), "has no effect here in Linkerd; taken for the pods of this Service", hint);
-    let Some(service) = b.services.get(id).filter(|s| !s.selector.is_empty()) else { return };
-    b.peer_authentications.push(PeerAuthentication {
-        from: field.source(),
-        namespace: id.namespace.to_string(),
-        selector: service.selector.clone(),
-        mode: Some(mode),
-        ports: BTreeMap::new(),
-    });
 }

@@ -67,6 +67,13 @@ pub async fn run(worker: Rc<Worker>, door: Rc<Door>, tcp: TcpStream, peer: Socke
     };
     let known = Known { worker, door, ticket, peer, destination };
     let mesh = listener.role.is_inbound() && listener.mtls.mode_of(destination.port()) != Mode::Disable;
+    if let Some(demand) = &known.worker.shared.demand
+        && listener.original_dst
+        && !listener.role.is_inbound()
+        && !known.is_configured(&listener)
+    {
+        Box::pin(demand.address(destination)).await;
+    }
     let found = match known.declared(&listener) {
         // Nothing to find out: the first read is already the codec's.
         protocol @ (Protocol::Http1 | Protocol::Http2) if !mesh => {
@@ -122,6 +129,12 @@ impl Known {
             }
         }
         listener.protocol
+    }
+
+    /// By address; a Host is not known yet.
+    fn is_configured(&self, listener: &Config) -> bool {
+        let snapshot = self.worker.shared.snapshot.load();
+        snapshot.fixed(&listener.name).is_some() || snapshot.by_addr(self.destination).is_some()
     }
 
     fn conn(&self, client: Client, identity: Option<Arc<weft_tls::PeerIdentity>>) -> Rc<Conn> {

@@ -99,6 +99,7 @@ pub fn server_info(state: &AdminState) -> Value {
         "uptime_current_epoch": uptime,
         "uptime_all_epochs": uptime,
         "hot_restart_version": "disabled",
+        "control": state.proxy.control(),
         "node": {
             "id": format!("sidecar~{}.{}", w.pod, w.namespace),
             "cluster": &*w.cluster,

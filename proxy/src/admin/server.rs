@@ -109,7 +109,8 @@ async fn page(what: Path, request: &Request<Incoming>, state: &Arc<AdminState>) 
         Path::Ready => {
             let now = state.proxy.state();
             let status = if now == State::Live { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            plain(status, format!("{}\n", now.word()))
+            let why = state.proxy.waiting_for().map(|why| format!(": {why}")).unwrap_or_default();
+            plain(status, format!("{}{why}\n", now.word()))
         }
         Path::Metrics => typed(StatusCode::OK, METRICS, state.hub.metrics_text().await),
         Path::Stats => {

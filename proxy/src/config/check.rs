@@ -16,10 +16,22 @@ use weft_policy::route::{Action, BackendRef};
 
 /// `listeners` says where in the document each listener was.
 pub fn all(config: &ProxyConfig, listeners: &[String], root: &Node, diags: &mut Diags) {
-    let mut check = Check { known: Known::new(config, root), config, paths: listeners, root, diags };
+    let mut check = Check { known: Known::new(config, root), config, paths: listeners, root, diags, alone: false };
     check.listeners();
     check.services();
     check.identity();
+}
+
+/// The listeners of a document that holds no services: where they lead is not known here.
+pub fn listeners(config: &ProxyConfig, paths: &[String], root: &Node, diags: &mut Diags) {
+    let known = Known::new(config, root);
+    Check { known, config, paths, root, diags, alone: true }.listeners();
+}
+
+/// The same of a document that is one service.
+pub fn services(config: &ProxyConfig, root: &Node, diags: &mut Diags) {
+    let known = Known::new(config, root);
+    Check { known, config, paths: &[], root, diags, alone: true }.services();
 }
 
 struct Check<'a> {
@@ -28,6 +40,8 @@ struct Check<'a> {
     paths: &'a [String],
     root: &'a Node,
     diags: &'a mut Diags,
+    /// The rest of the configuration is in other documents.
+    alone: bool,
 }
 
 /// What references can name.
@@ -107,7 +121,7 @@ impl Check<'_> {
     }
 
     fn reference(&mut self, path: &str, to: &BackendRef, owner: &ServiceId, port: u16) {
-        if to.invalid {
+        if to.invalid || self.alone {
             return;
         }
         if let Some((field, message, hint)) = self.known.problem(&to.resolve(owner, port)) {
@@ -157,7 +171,10 @@ impl Check<'_> {
             self.error(path, "a listener goes to a service, not to a subset", "let a route of it choose the subset");
         } else if to.name.is_empty() {
             self.error(path, "names no service", "to: NAME, or {service: NAME, port: PORT}");
-        } else if to.port.is_none() && self.known.ports.keys().any(|(service, _)| **service == id.service) {
+        } else if !self.alone
+            && to.port.is_none()
+            && self.known.ports.keys().any(|(service, _)| **service == id.service)
+        {
             self.error(path, format!("{} has several ports", id.service), "{service: NAME, port: PORT}");
         } else {
             self.reference(path, to, &owner, 0);
@@ -226,7 +243,7 @@ impl Check<'_> {
 
     /// One that could not be read counts: it has been reported.
     fn has_identity(&self) -> bool {
-        self.root.find("identity").is_some()
+        self.alone || self.root.find("identity").is_some()
     }
 
     /// A field that holds one thing or a list of them.

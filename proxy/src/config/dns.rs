@@ -464,7 +464,6 @@ mod tests {
     #[tokio::test]
     async fn names_of_a_file_become_endpoints() {
         use crate::config::Controller;
-        use clap::Parser;
         let fake = Fake::new(&[("db.test", Answers::A(vec![[10, 0, 0, 1], [10, 0, 0, 2]]))]);
         let dir = std::env::temp_dir().join(format!("weft-names-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
@@ -475,8 +474,7 @@ mod tests {
             fake.addr
         );
         std::fs::write(&file, text).unwrap();
-        let settings = crate::settings::Settings::parse_from(["weft-proxy".as_ref(), "-c".as_ref(), file.as_os_str()]);
-        let (shared, task) = Controller::start(&settings).unwrap();
+        let (shared, task) = Controller::start(&file).unwrap();
         assert!(!shared.status.load().names_settled);
         let task = tokio::spawn(task);
         let start = Instant::now();

@@ -87,7 +87,7 @@ impl ProxyConfig {
     }
 
     /// With where each listener was. What is wrong is left out, and reported.
-    fn read(c: &mut Cursor<'_, '_>, base: &Path) -> Option<(Self, Vec<String>)> {
+    pub(super) fn read(c: &mut Cursor<'_, '_>, base: &Path) -> Option<(Self, Vec<String>)> {
         const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:15000";
         let mut out = None;
         let mut paths = Vec::new();
@@ -125,10 +125,7 @@ impl ProxyConfig {
                 })
             });
             for entry in &mut services {
-                rebase(&mut entry.backends.policy, base);
-                for subset in &mut entry.backends.subsets {
-                    rebase(&mut subset.policy, base);
-                }
+                rebase(entry, base);
             }
             out = Some(Self {
                 document: Arc::default(),
@@ -187,7 +184,15 @@ fn read_identity(c: &mut Cursor<'_, '_>, base: &Path) -> Option<IdentityFiles> {
 }
 
 /// Relative paths of certificates start where the file is.
-fn rebase(policy: &mut backend::Config, base: &Path) {
+pub(super) fn rebase(entry: &mut service::Entry, base: &Path) {
+    let backends = &mut entry.backends;
+    let subsets = backends.subsets.iter_mut().map(|s| &mut s.policy);
+    for policy in std::iter::once(&mut backends.policy).chain(subsets) {
+        rebase_policy(policy, base);
+    }
+}
+
+fn rebase_policy(policy: &mut backend::Config, base: &Path) {
     if let UpstreamTls::Originate(tls) = &policy.tls {
         policy.tls = UpstreamTls::Originate(Arc::new(Originate {
             roots: tls.roots.as_ref().map(|p| base.join(p)),

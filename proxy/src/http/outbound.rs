@@ -44,6 +44,11 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
     let named = request.head.authority.clone();
     let host = host_of(named.as_ref());
+    if let Some(demand) = &worker.shared.demand
+        && let Err(port) = configured(&worker, &conn, &request.head, &host)
+    {
+        Box::pin(demand.host(&host, port)).await;
+    }
     let bound = match destination(&worker, &conn, &request.head, &host) {
         Ok(bound) => bound,
         Err(reason) => return flight.reject(reason, false),
@@ -249,6 +254,19 @@ fn vars<'a>(conn: &Conn, flight: &'a Flight, authority: &'a str, path: &'a http:
 
 /// Where the request is for: a fixed destination, the address the app dialled, the Host it named, or where it went anyway.
 fn destination(worker: &Worker, conn: &Conn, head: &Head, host: &str) -> Result<Arc<Bound>, Reason> {
+    let listener = &conn.listener;
+    match configured(worker, conn, head, host) {
+        Ok(bound) => Ok(bound),
+        Err(_) if listener.unknown == Unknown::Deny => Err(Reason::NotAllowed),
+        Err(_) if listener.original_dst => {
+            worker.implied.get(Kind::Passthrough, conn.destination, Instant::now()).ok_or(Reason::Overload)
+        }
+        Err(_) => Err(Reason::NoRoute),
+    }
+}
+
+/// As configured; or the port at which no such Host is.
+fn configured(worker: &Worker, conn: &Conn, head: &Head, host: &str) -> Result<Arc<Bound>, u16> {
     let snapshot = worker.shared.snapshot.load();
     let listener = &conn.listener;
     if let Some(bound) = snapshot.fixed(&listener.name) {
@@ -262,16 +280,7 @@ fn destination(worker: &Worker, conn: &Conn, head: &Head, host: &str) -> Result<
         true => conn.destination.port(),
         false => head.authority.as_ref().and_then(|a| a.port_u16()).unwrap_or(80),
     };
-    if let Some(bound) = snapshot.by_host(host, port) {
-        return Ok(bound.clone());
-    }
-    match listener.unknown {
-        Unknown::Deny => Err(Reason::NotAllowed),
-        Unknown::Allow if redirected => {
-            worker.implied.get(Kind::Passthrough, conn.destination, Instant::now()).ok_or(Reason::Overload)
-        }
-        Unknown::Allow => Err(Reason::NoRoute),
-    }
+    snapshot.by_host(host, port).cloned().ok_or(port)
 }
 
 fn route_of(bound: &Bound, view: &RequestView<'_>) -> Option<Arc<RoutePlan>> {

@@ -1,22 +1,16 @@
 //! A running controller and real files.
 
 use crate::files::{Folder, until};
-use clap::Parser;
 use std::sync::Arc;
 use weft_proxy::config::{Controller, Shared};
-use weft_proxy::settings::Settings;
 
 const GOOD: &str = "\
 listeners: [{name: front, role: hop, address: '127.0.0.1:1', to: web}]
 services: [{name: web, port: 80, hosts: [web], endpoints: ['10.1.0.1:1']}]
 ";
 
-fn settings(folder: &Folder, name: &str) -> Settings {
-    Settings::parse_from(["weft-proxy".into(), "--config".into(), folder.join(name).into_os_string()])
-}
-
 fn start(folder: &Folder) -> Arc<Shared> {
-    let (shared, task) = Controller::start(&settings(folder, "weft.yaml")).unwrap_or_else(|e| panic!("{e}"));
+    let (shared, task) = Controller::start(&folder.join("weft.yaml")).unwrap_or_else(|e| panic!("{e}"));
     tokio::spawn(task);
     shared
 }
@@ -29,11 +23,11 @@ fn has(shared: &Shared, host: &str) -> bool {
 fn a_bad_file_at_the_start_is_refused_with_every_reason() {
     let folder = Folder::new();
     folder.write("weft.yaml", &GOOD.replace("to: web", "to: wob").replace("10.1.0.1:1", "x"));
-    let refused = Controller::start(&settings(&folder, "weft.yaml")).map(|_| ()).unwrap_err();
+    let refused = Controller::start(&folder.join("weft.yaml")).map(|_| ()).unwrap_err();
     let text = refused.to_string();
     assert!(text.contains("weft.yaml:2: services[0].endpoints[0]"), "{text}");
     assert_eq!(text.lines().count(), 2, "{text}");
-    let missing = Controller::start(&settings(&folder, "gone.yaml")).map(|_| ()).unwrap_err();
+    let missing = Controller::start(&folder.join("gone.yaml")).map(|_| ()).unwrap_err();
     assert!(missing.to_string().contains("cannot be read"), "{missing}");
 }
 

@@ -1,0 +1,170 @@
+//! Puts the parts together and runs them.
+
+use crate::identity::ca::{Authority, CaError};
+use crate::identity::sign::Signer;
+use crate::identity::token::{self, Binding};
+use crate::identity::{own, rotate};
+use crate::push::server::Server;
+use crate::report::Edges;
+use crate::settings::{Command, Serve, Settings};
+use crate::source::Found;
+use crate::source::dir::{self, Dirs};
+use crate::state::StateDir;
+use crate::status::Status;
+use crate::world::{self, Current, Translate};
+use crate::{accept, admin};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing_subscriber::EnvFilter;
+use weft_dialects::Options;
+use weft_tls::Live;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0}")]
+    Ca(#[from] CaError),
+    #[error("{what}: {why}")]
+    Io { what: String, why: io::Error },
+    #[error("--admin {0}: the admin interface is for loopback addresses")]
+    Admin(SocketAddr),
+    #[error("--log: {0}")]
+    Log(String),
+}
+
+/// A control plane that runs; it stops when dropped.
+#[derive(Debug)]
+pub struct Running {
+    pub address: SocketAddr,
+    pub admin: Option<SocketAddr>,
+    tasks: JoinSet<()>,
+}
+
+pub fn main(settings: Settings) -> ExitCode {
+    match settings {
+        Settings { command: Some(command), .. } => run_command(command),
+        Settings { serve: Some(serve), .. } => run(&serve),
+        Settings { command: None, serve: None } => {
+            eprintln!("weft-control: nothing to do; see --help");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// What the dialects make of objects.
+pub fn translation(serve: &Serve) -> Translate {
+    let options = Options { trust_domain: serve.trust_domain.to_string(), ..Options::default() };
+    Arc::new(move |objects| weft_dialects::translate(objects, &options))
+}
+
+/// Binds, makes or reads the authority, and begins.
+pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, StartError> {
+    let failed = |what: String| move |why| StartError::Io { what, why };
+    if let Some(address) = serve.admin.filter(|a| !a.ip().is_loopback()) {
+        return Err(StartError::Admin(address));
+    }
+    let state = StateDir::open(&serve.state).map_err(failed(serve.state.display().to_string()))?;
+    let ca = Authority::load_or_create(&state, &serve.trust_domain)?;
+    let live = Live::new(own::issue(&state, &ca, serve.leaf_lifetime)?, ca.bundle().map_err(CaError::from)?);
+    // Who finds the port open finds the root made.
+    let listener = TcpListener::bind(serve.listen).await.map_err(failed(format!("--listen {}", serve.listen)))?;
+    let address = listener.local_addr().map_err(failed("--listen".into()))?;
+
+    let (authority_in, authority) = watch::channel(Arc::new(ca));
+    let (found_in, found) = watch::channel(Arc::new(Found::default()));
+    let (world_in, worlds) = watch::channel(Arc::new(Current::default()));
+    let (status, edges) = (Arc::new(Status::default()), Arc::new(Edges::default()));
+
+    let mut tasks = JoinSet::new();
+    let mut admin = None;
+    if let Some(at) = serve.admin {
+        let listener = TcpListener::bind(at).await.map_err(failed(format!("--admin {at}")))?;
+        admin = Some(listener.local_addr().map_err(failed("--admin".into()))?);
+        let (found, worlds) = (found.clone(), worlds.clone());
+        let known = admin::Admin { found, worlds, status: status.clone(), edges: edges.clone() };
+        tasks.spawn(admin::serve(listener, known));
+    }
+    tasks.spawn(dir::watch(Dirs::new(&serve.dir, &serve.namespace), found_in));
+    tasks.spawn(world::follow(found, authority.clone(), translate, status.clone(), world_in));
+    tasks.spawn(own::follow(state.clone(), serve.leaf_lifetime, live.clone(), authority_in));
+    let signer = Arc::new(Signer::new(state, serve.leaf_lifetime));
+    let server = Server { signer, authority, worlds, known: status.clone(), edges, signing: Server::room() };
+    tasks.spawn(accept::serve(listener, live, server, status));
+    Ok(Running { address, admin, tasks })
+}
+
+impl Running {
+    /// Only if a part gave up, which none does.
+    pub async fn ended(&mut self) {
+        self.tasks.join_next().await;
+    }
+}
+
+fn run(serve: &Serve) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return wrong(&StartError::Io { what: "runtime".into(), why: error }),
+    };
+    let served = runtime.block_on(async {
+        let filter = EnvFilter::try_new(&serve.log).map_err(|e| StartError::Log(e.to_string()))?;
+        // Log lines are not what was asked for, so they stay off standard output.
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+        let signals = |kind| signal(kind).map_err(|why| StartError::Io { what: "signals".into(), why });
+        let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+        let mut running = start(serve, translation(serve)).await?;
+        tracing::info!(address = %running.address, admin = ?running.admin, trust_domain = %serve.trust_domain, "serving");
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+            () = running.ended() => tracing::error!("a part of the control plane ended"),
+        }
+        tracing::info!("stopping");
+        Ok::<_, StartError>(())
+    });
+    // A folder on a dead disk must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => wrong(&error),
+    }
+}
+
+fn run_command(command: Command) -> ExitCode {
+    let now = SystemTime::now();
+    let open = |path: &std::path::Path| StateDir::open(path).map_err(CaError::from);
+    let done = match command {
+        Command::Token { state, namespace, service_account, pod, ttl } => {
+            let binding = Binding { namespace, service_account, pod };
+            open(&state).and_then(|dir| token::create(&dir, &binding, ttl, now)).map(|token| token + "\n")
+        }
+        Command::Root { state } => {
+            open(&state).and_then(|dir| Authority::load(&dir)?.ok_or(CaError::None)).map(|ca| ca.pem())
+        }
+        Command::RotateRoot { state, force } => {
+            open(&state).and_then(|dir| rotate::step(&dir, force, now)).map(|said| said + "\n")
+        }
+    };
+    match done {
+        Ok(text) => {
+            // A reader that went away has seen enough.
+            let _ = io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error @ CaError::TooEarly(_)) => {
+            eprintln!("weft-control: {error}");
+            ExitCode::from(1)
+        }
+        Err(error) => wrong(&error.into()),
+    }
+}
+
+fn wrong(error: &StartError) -> ExitCode {
+    eprintln!("weft-control: {error}");
+    ExitCode::from(2)
+}

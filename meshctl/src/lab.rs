@@ -1,0 +1,180 @@
+//! `meshctl lab`: a whole mesh on one machine, from the manifests that a cluster would get.
+//!
+//! Each pod is a network namespace with the pod's programs as ordinary processes in it, and a sidecar if its labels ask for one.
+//! As root; nothing outside of the lab's own namespaces and its folder is touched.
+
+mod clean;
+mod control;
+mod dns;
+mod environment;
+mod forward;
+mod image;
+mod inject;
+pub mod manifest;
+mod net;
+mod pod;
+mod probe;
+mod process;
+mod record;
+mod service;
+mod table;
+mod unit;
+mod up;
+mod verbs;
+mod workload;
+
+use crate::error::{During, Error, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use image::Mapping;
+use inject::Mesh;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = EXAMPLES)]
+pub struct Lab {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+
+    /// Folder of manifests, as you would give it to kubectl apply; followed while the lab runs
+    #[arg(value_name = "DIR", required = true)]
+    folder: Option<PathBuf>,
+
+    /// Program to run in the place of an image (repeatable); the container's args are appended
+    #[arg(long = "image", value_name = "NAME=COMMAND")]
+    images: Vec<Mapping>,
+
+    /// Give every pod a sidecar, unless its own labels refuse one
+    #[arg(long, conflicts_with = "no_mesh")]
+    mesh_all: bool,
+
+    /// No sidecars and no control plane: the apps alone, which reach each other by their Services' names
+    #[arg(long)]
+    no_mesh: bool,
+
+    /// Argument for the control plane (repeatable), as in --control-arg=--log=debug
+    #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
+    control_args: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// List the pods of a running lab
+    Ps {
+        #[command(flatten)]
+        which: Which,
+        /// How to print
+        #[arg(long, short, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Print what a pod's containers wrote; `control` for the control plane
+    Logs {
+        #[command(flatten)]
+        which: Which,
+        /// A pod or a workload; NAMESPACE/NAME where names repeat
+        pod: String,
+        /// This container only; `sidecar` for the sidecar
+        #[arg(long, short, value_name = "NAME")]
+        container: Option<String>,
+        /// Go on as more is written
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Run a command inside a pod: its network, its names
+    Exec {
+        #[command(flatten)]
+        which: Which,
+        /// A pod or a workload
+        pod: String,
+        /// `sidecar`: as the sidecar, whose traffic is not redirected
+        #[arg(long, short, value_name = "NAME")]
+        container: Option<String>,
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Change the number of a workload's pods, until the lab ends
+    Scale {
+        #[command(flatten)]
+        which: Which,
+        workload: String,
+        #[arg(value_parser = clap::value_parser!(u32).range(0..=1000))]
+        replicas: u32,
+    },
+    /// Replace a workload's pods by new ones
+    Restart {
+        #[command(flatten)]
+        which: Which,
+        workload: String,
+    },
+    /// Open a port of 127.0.0.1 for a Service that has none
+    Forward {
+        #[command(flatten)]
+        which: Which,
+        /// NAME, NAME.NAMESPACE, with :PORT where there are several
+        service: String,
+    },
+    /// Remove what labs that were killed have left behind
+    Clean,
+}
+
+#[derive(Args)]
+struct Which {
+    /// Which lab, if several run
+    #[arg(long = "lab", value_name = "ID")]
+    id: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl lab examples/lab-9.5                     start it; Ctrl-C takes all of it away
+  meshctl lab manifests --mesh-all                 a sidecar for everybody
+  meshctl lab manifests --image shop/web='python3 server.py'
+  meshctl lab ps -o json
+  meshctl lab logs web -f
+  meshctl lab exec web -- curl -s http://users:8080/
+  meshctl lab scale web 3
+  meshctl lab forward users:8080
+  meshctl lab clean                                after a kill -9
+
+Pods get sidecars as in a cluster: by istio-injection on a namespace, sidecar.istio.io/inject on a pod,
+linkerd.io/inject or weft.dev/inject on either. Pods reach each other and nothing outside of the lab.";
+
+impl Lab {
+    pub fn run(self) -> Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().during("the runtime")?;
+        let done = |outcome: Result<()>| outcome.map(|()| ExitCode::SUCCESS);
+        match self.verb {
+            Some(Verb::Ps { which, output }) => done(verbs::ps(which.id.as_deref(), output == Output::Json)),
+            Some(Verb::Logs { which, pod, container, follow }) => {
+                done(verbs::logs(which.id.as_deref(), &pod, container.as_deref(), follow))
+            }
+            Some(Verb::Exec { which, pod, container, command }) => {
+                verbs::exec(which.id.as_deref(), &pod, container.as_deref(), &command)
+            }
+            Some(Verb::Scale { which, workload, replicas }) => {
+                done(verbs::scale(which.id.as_deref(), &workload, replicas))
+            }
+            Some(Verb::Restart { which, workload }) => done(verbs::restart(which.id.as_deref(), &workload)),
+            Some(Verb::Forward { which, service }) => done(verbs::forward(which.id.as_deref(), &service)),
+            Some(Verb::Clean) => done(runtime.block_on(verbs::clean())),
+            None => {
+                let Some(folder) = self.folder else { return Err(Error::new("which folder?", "meshctl lab DIR")) };
+                let mesh = match (self.no_mesh, self.mesh_all) {
+                    (true, _) => Mesh::None,
+                    (_, true) => Mesh::All,
+                    _ => Mesh::AsLabelled,
+                };
+                // The control plane reads it from wherever it runs.
+                let folder = folder.canonicalize().during(folder.display())?;
+                let options = up::Options { folder, mesh, images: self.images, control_args: self.control_args };
+                done(runtime.block_on(up::run(options)))
+            }
+        }
+    }
+}

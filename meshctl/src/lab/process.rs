@@ -1,0 +1,106 @@
+//! What a process is recorded by, and how one is started inside a pod.
+
+use super::net::Netns;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use std::path::{Path, PathBuf};
+
+/// A process that no later one can be mistaken for: ids are reused, start times with them are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    pub pid: i32,
+    /// In clock ticks since the machine's start.
+    pub started: u64,
+}
+
+impl Recorded {
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name, in brackets, may hold anything.
+        let after = stat.get(stat.rfind(')')? + 2..)?;
+        let mut fields = after.split(' ');
+        if fields.next() == Some("Z") {
+            return None;
+        }
+        Some(Self { pid, started: fields.nth(18)?.parse().ok()? })
+    }
+
+    pub fn runs(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+
+    pub fn kill(&self) {
+        if self.runs() {
+            kill(self.pid);
+        }
+    }
+}
+
+pub fn kill(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// To a process and those it started.
+pub fn signal_group(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process_group(pid, signal);
+    }
+}
+
+/// The inside of a pod: its network, its own files under /etc, its host name.
+#[derive(Clone, Debug)]
+pub struct Inside {
+    pub netns: Netns,
+    /// `resolv.conf`, `hosts` and `nsswitch.conf` of the pod.
+    pub etc: PathBuf,
+    pub hostname: String,
+}
+
+/// Mounts and host name are the process's own and go with it.
+const ENTER: &str = "\
+for file in resolv.conf hosts nsswitch.conf; do\n\
+    if [ -e \"/etc/$file\" ]; then mount --bind \"$1/$file\" \"/etc/$file\" || exit 125; fi\n\
+done\n\
+echo \"$2\" >/proc/sys/kernel/hostname\n\
+shift 2\n\
+exec \"$@\"";
+
+impl Inside {
+    /// The files a pod has of its own.
+    pub fn write(&self, resolv_conf: &str, hosts: &str) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.etc)?;
+        std::fs::write(self.etc.join("resolv.conf"), resolv_conf)?;
+        std::fs::write(self.etc.join("hosts"), hosts)?;
+        // Resolvers that are asked in other ways than DNS would answer for the machine.
+        std::fs::write(self.etc.join("nsswitch.conf"), "passwd: files\ngroup: files\nhosts: files dns\n")
+    }
+
+    /// What to run so that `argv` runs inside. Each step becomes the next, so the process keeps its id.
+    pub fn wrap(&self, group: Option<u32>, argv: &[String]) -> Vec<String> {
+        let mut words = vec!["nsenter".to_string(), format!("--net={}", self.netns.path().display())];
+        words.extend(group.map(|g| format!("--setgid={g}")));
+        words.extend(["--", "unshare", "--mount", "--uts", "--propagation", "private", "--"].map(Into::into));
+        words.extend(["sh", "-c", ENTER, "weft"].map(Into::into));
+        words.extend([path(&self.etc), self.hostname.clone()]);
+        words.extend_from_slice(argv);
+        words
+    }
+}
+
+pub fn path(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_start_as_well() {
+        let own = Recorded::of(std::process::id() as i32).unwrap();
+        assert!(own.runs());
+        assert!(!Recorded { started: own.started + 1, ..own }.runs());
+        assert_eq!(Recorded::of(i32::MAX), None);
+    }
+}
