@@ -13,6 +13,7 @@ mod inject;
 pub mod manifest;
 mod net;
 mod pod;
+mod preflight;
 mod probe;
 mod process;
 mod record;

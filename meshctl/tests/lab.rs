@@ -156,7 +156,10 @@ impl Lab {
     fn assert_gone(&self, pids: &[String]) {
         assert!(!pids.is_empty(), "somebody ran");
         for pid in pids {
-            assert!(!Path::new("/proc").join(pid).exists(), "process {pid} is left");
+            // One that has ended and that nobody has asked after yet is no process any more.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let ended = stat.is_empty() || stat[stat.rfind(')').unwrap()..].starts_with(") Z");
+            assert!(ended, "process {pid} is left: {stat}");
         }
         assert!(self.namespaces().is_empty(), "{:?}", self.namespaces());
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap();

@@ -5,7 +5,7 @@
 
 use super::control::Control;
 use super::forward::Forward;
-use super::image::{self, Mapping, Program};
+use super::image::{Mapping, Program};
 use super::inject::{self, Mesh, Namespace};
 use super::manifest::{Folder, Manifests};
 use super::net::{self, Netns};
@@ -15,7 +15,7 @@ use super::record::{self, Lab};
 use super::service::{self, Kind as ServiceKind, Service, View};
 use super::unit::Stop;
 use super::workload::{self, Kind, Workload};
-use super::{clean, dns, table};
+use super::{clean, dns, preflight, table};
 use crate::error::{During, Error, Result};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,13 +91,13 @@ impl Signals {
 }
 
 pub async fn run(options: Options) -> Result<()> {
-    requirements(&options)?;
+    preflight::requirements(&options)?;
     let mut signals = Signals::new()?;
     let mut folder = Folder::new(&options.folder);
     folder.look().during(options.folder.display())?;
     let manifests = folder.manifests();
     // All that can be wrong is said before anything is made.
-    check(&manifests, &options)?;
+    preflight::check(&manifests, &options)?;
     for id in clean::dead().await {
         println!("removed what lab {id} had left behind");
     }
@@ -109,66 +109,6 @@ pub async fn run(options: Options) -> Result<()> {
     }
     println!("lab {} is gone, and nothing of it is left", lab.id);
     outcome
-}
-
-fn requirements(options: &Options) -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(Error::new(
-            "a lab needs root: each pod gets a network namespace with redirection as in a cluster",
-            "sudo meshctl lab ...",
-        ));
-    }
-    let missing: Vec<&str> =
-        [("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux"), ("setpriv", "util-linux")]
-            .into_iter()
-            .filter(|(program, _)| image::on_path(program).is_none())
-            .map(|(_, package)| package)
-            .collect();
-    if !missing.is_empty() {
-        let packages = missing.join(" ");
-        return Err(Error::new(format!("programs of {packages} are missing"), format!("apt-get install {packages}")));
-    }
-    if options.mesh != Mesh::None {
-        Control::programs()?;
-    }
-    Ok(())
-}
-
-fn check(manifests: &Manifests, options: &Options) -> Result<()> {
-    let mut problems = manifests.problems.clone();
-    let workloads = workload::workloads(&manifests.objects, &mut problems);
-    problems.iter().for_each(|p| println!("warning: {p}"));
-    if workloads.is_empty() {
-        return Err(Error::new(
-            format!("no Deployment, StatefulSet, DaemonSet, Job or Pod in {}", options.folder.display()),
-            "a folder with the manifests that you would give to kubectl apply",
-        ));
-    }
-    let mut wrong = Vec::new();
-    for workload in &workloads {
-        if let Err(error) = programs(workload, &options.images) {
-            wrong.push(format!("{}: {error}", workload.at));
-        }
-    }
-    match wrong.is_empty() {
-        true => Ok(()),
-        false => Err(Error::new(format!("nothing was started\n  {}", wrong.join("\n  ")), "")),
-    }
-}
-
-fn programs(workload: &Workload, images: &[Mapping]) -> Result<Vec<Program>> {
-    let app = workload.template.labels.get("app").unwrap_or(&workload.name);
-    let mut all = Vec::new();
-    for container in &workload.template.containers {
-        let program = image::program(container, app, images)?;
-        let name = program.argv.first().cloned().unwrap_or_default();
-        if image::on_path(&name).is_none() {
-            let hint = format!("install it, or --image {}=ANOTHER", container.image);
-            return Err(Error::new(format!("container {}: there is no program {name:?} here", container.name), hint));
-        }
-        all.push(program);
-    }
-    Ok(all)
 }
 
 async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, signals: &mut Signals) -> Result<()> {
@@ -300,7 +240,7 @@ impl Up {
         let wishes = self.context.lab.wishes();
         let mut wanted = BTreeSet::new();
         for workload in self.workloads.clone() {
-            let programs = match programs(&workload, &self.options.images) {
+            let programs = match preflight::programs(&workload, &self.options.images) {
                 Ok(programs) => programs,
                 Err(error) => {
                     self.say(format!("{}: {error}", workload.at));
