@@ -465,6 +465,11 @@ fn sidecars_carry_it_all() {
 
     let inner = |answer: &Value| answer["calls"]["users"]["body"].clone();
     let url = lab.ps()["urls"][0]["url"].as_str().unwrap().to_string();
+    // The table tells of pods; that sidecars have heard of them as well shows in the first answer.
+    lab.wait("an answer through both sidecars", |_, _| {
+        let answer = body(&get(&url, "/"));
+        (answer["calls"]["users"]["status"] == 200).then_some(())
+    });
     for _ in 0..10 {
         let answer = body(&get(&url, "/"));
         assert_eq!(answer["caller"], Value::Null, "this machine is nobody in the mesh: {answer:#}");

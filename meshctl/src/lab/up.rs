@@ -39,7 +39,10 @@ const LOOK: Duration = Duration::from_millis(300);
 /// How long it may take until everything is ready before the table is shown all the same.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between a pod's leaving its services and its being told to end: whoever has not heard yet is still served.
-const LEAVING: Duration = Duration::from_secs(1);
+const LEAVING: Duration = Duration::from_secs(2);
+/// Until what is written for the control plane has reached the sidecars: it looks five times a second, and waits for a file to
+/// stop changing.
+const HEARING: Duration = Duration::from_secs(1);
 /// When the whole lab ends nobody is served any more.
 const FAREWELL: Duration = Duration::from_secs(3);
 const MAX_LOG: u64 = 16 << 20;
@@ -68,6 +71,8 @@ struct Up {
     forwards: Vec<Forward>,
     said: BTreeSet<String>,
     written: Value,
+    /// When the control plane was last told something.
+    told: Instant,
     began: Instant,
     settled: bool,
 }
@@ -146,6 +151,7 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         forwards: Vec::new(),
         said: BTreeSet::new(),
         written: Value::Null,
+        told: Instant::now(),
         began: Instant::now(),
         settled: false,
     };
@@ -393,6 +399,7 @@ impl Up {
                 let file = folder.join(format!("{key}.yaml"));
                 record::write(&file, format!("{object:#}\n").as_bytes()).during(file.display())?;
                 pod.written = Some(object);
+                self.told = Instant::now();
             }
         }
         self.open().await?;
@@ -414,7 +421,9 @@ impl Up {
     }
 
     fn is_settled(&self) -> bool {
-        !self.pods.is_empty()
+        let heard = self.context.control.is_none() || self.told.elapsed() >= HEARING;
+        heard
+            && !self.pods.is_empty()
             && self.pods.values().all(|p| p.status.ready || matches!(p.status.phase, Phase::Completed | Phase::Failed))
     }
 
