@@ -1,0 +1,185 @@
+//! A running lab, driven by the command line as people type it.
+
+#![allow(dead_code)]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use weft_testkit::dir::TempDir;
+
+pub const MESHCTL: &str = env!("CARGO_BIN_EXE_meshctl");
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Cargo builds this package's program for us; those that it starts are built here if they are not there yet.
+pub fn programs() {
+    static DONE: OnceLock<()> = OnceLock::new();
+    DONE.get_or_init(|| {
+        let folder = Path::new(MESHCTL).parent().unwrap();
+        let missing: Vec<&str> =
+            [("mesh-sample", "weft-sample"), ("weft-control", "weft-control"), ("weft-proxy", "weft-proxy")]
+                .into_iter()
+                .filter(|(program, _)| !folder.join(program).is_file())
+                .map(|(_, package)| package)
+                .collect();
+        if missing.is_empty() {
+            return;
+        }
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.arg("build").args(missing.iter().flat_map(|package| ["-p", package])).args(["--bins"]);
+        if folder.ends_with("release") {
+            cargo.arg("--release");
+        }
+        cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        assert!(cargo.status().expect("cargo").success(), "{missing:?}");
+    });
+}
+
+/// A running `meshctl lab`, with a place of its own for what it writes down.
+pub struct Lab {
+    pub home: TempDir,
+    pub child: Child,
+    pub id: String,
+}
+
+pub fn meshctl(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(MESHCTL);
+    command.args(args).env("WEFT_LAB_HOME", home).env("NO_COLOR", "1").stdin(Stdio::null());
+    command
+}
+
+impl Lab {
+    pub fn start(manifests: &Path, args: &[&str]) -> Self {
+        Self::start_at(TempDir::new(), manifests, args)
+    }
+
+    /// Returns when the lab has shown its table.
+    pub fn start_at(home: TempDir, manifests: &Path, args: &[&str]) -> Self {
+        programs();
+        let log = std::fs::File::create(home.join("out")).unwrap();
+        let mut command = meshctl(&home.join("labs"), &["lab"]);
+        command.arg(manifests).args(args).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut lab = Self { home, child: command.spawn().unwrap(), id: String::new() };
+        lab.wait("the table", |text, _| text.contains("It follows its manifests").then_some(()));
+        lab.id = lab.out().lines().find_map(|l| l.strip_prefix("lab ")?.split(' ').next().map(String::from)).unwrap();
+        lab
+    }
+
+    pub fn out(&self) -> String {
+        std::fs::read_to_string(self.home.join("out")).unwrap()
+    }
+
+    /// Waits until what the lab has printed, or what `ps` says, is as wanted.
+    pub fn wait<T>(&mut self, what: &str, wanted: impl Fn(&str, &Value) -> Option<T>) -> T {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let text = self.out();
+            // The first moments have no pods to show.
+            let status = self.run(&["ps", "-o", "json"]).stdout;
+            let status: Value = serde_json::from_slice(&status).unwrap_or_default();
+            if let Some(found) = wanted(&text, &status) {
+                return found;
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the lab ended ({status}) before {what}:\n{text}");
+            }
+            assert!(Instant::now() < end, "no {what} within {LIMIT:?}:\n{text}\n{status:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        let mut all = vec!["lab"];
+        all.extend_from_slice(args);
+        meshctl(&self.home.join("labs"), &all).output().unwrap()
+    }
+
+    /// Standard output of a verb that must succeed.
+    pub fn get(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.out());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn ps(&self) -> Value {
+        serde_json::from_str(&self.get(&["ps", "-o", "json"])).unwrap()
+    }
+
+    /// From a pod of that workload, as the sample app's JSON.
+    pub fn ask(&self, from: &str, url: &str) -> Value {
+        let text = self.get(&["exec", from, "--", "curl", "-sS", "-m", "10", url]);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{from} -> {url}: {e}: {text}"))
+    }
+
+    pub fn ready(&mut self, workload: &str, count: usize) -> Vec<Value> {
+        let of = |status: &Value| -> Vec<Value> {
+            let pods = status["pods"].as_array().into_iter().flatten();
+            pods.filter(|p| p["workload"] == workload).cloned().collect()
+        };
+        self.wait(&format!("{count} ready pods of {workload}"), |_, status| {
+            let pods = of(status);
+            (pods.len() == count && pods.iter().all(|p| p["ready"] == true)).then_some(pods)
+        })
+    }
+
+    pub fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        let end = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < end, "the lab does not end:\n{}", self.out());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn pids(&self) -> Vec<String> {
+        let status = self.ps();
+        let pods = status["pods"].as_array().into_iter().flatten();
+        let processes = pods.flat_map(|p| p["processes"].as_array().unwrap().clone());
+        processes.map(|p| p["pid"].to_string()).collect()
+    }
+
+    pub fn namespaces(&self) -> Vec<String> {
+        let all = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+        let names = all.map(|e| e.file_name().into_string().unwrap());
+        names.filter(|n| n.starts_with(&format!("weft-{}", self.id))).collect()
+    }
+
+    pub fn assert_gone(&self, pids: &[String]) {
+        assert!(!pids.is_empty(), "somebody ran");
+        for pid in pids {
+            // One that has ended and that nobody has asked after yet is no process any more.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let ended = stat.is_empty() || stat[stat.rfind(')').unwrap()..].starts_with(") Z");
+            assert!(ended, "process {pid} is left: {stat}");
+        }
+        assert!(self.namespaces().is_empty(), "{:?}", self.namespaces());
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        assert!(!mounts.contains(&self.id), "{mounts}");
+        assert!(!self.home.join("labs").exists(), "files are left");
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|s| s.is_none()) {
+            self.signal("-TERM");
+            let end = Instant::now() + Duration::from_secs(20);
+            while self.child.try_wait().is_ok_and(|s| s.is_none()) && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        let _ = meshctl(&self.home.join("labs"), &["lab", "clean"]).output();
+        if std::thread::panicking() {
+            eprintln!("--- the lab ---\n{}", self.out());
+        }
+    }
+}
