@@ -6,23 +6,30 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use weft_testkit::dir::TempDir;
 
 pub const MESHCTL: &str = env!("CARGO_BIN_EXE_meshctl");
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// Cargo builds this package's program for us; those that it starts are built here if they are not there yet.
+/// Cargo builds this package's program for us; those that it starts are built here if they are not there yet, or older than
+/// their sources.
 pub fn programs() {
     static DONE: OnceLock<()> = OnceLock::new();
     DONE.get_or_init(|| {
         let folder = Path::new(MESHCTL).parent().unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let all = [
+            ("mesh-sample", "weft-sample", "examples/sample"),
+            ("weft-control", "weft-control", "control-plane"),
+            ("weft-proxy", "weft-proxy", "proxy"),
+        ];
+        let stale = |program: &str, sources: &str| {
+            let built = std::fs::metadata(folder.join(program)).and_then(|m| m.modified());
+            built.map_or(true, |built| newest(&root.join(sources).join("src")) > built)
+        };
         let missing: Vec<&str> =
-            [("mesh-sample", "weft-sample"), ("weft-control", "weft-control"), ("weft-proxy", "weft-proxy")]
-                .into_iter()
-                .filter(|(program, _)| !folder.join(program).is_file())
-                .map(|(_, package)| package)
-                .collect();
+            all.into_iter().filter(|(program, _, dir)| stale(program, dir)).map(|(_, package, _)| package).collect();
         if missing.is_empty() {
             return;
         }
@@ -31,9 +38,15 @@ pub fn programs() {
         if folder.ends_with("release") {
             cargo.arg("--release");
         }
-        cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        assert!(cargo.status().expect("cargo").success(), "{missing:?}");
+        assert!(cargo.current_dir(root).status().expect("cargo").success(), "{missing:?}");
     });
+}
+
+/// When a folder was last changed, with all below it.
+fn newest(folder: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let times = entries.map(|p| if p.is_dir() { newest(&p) } else { p.metadata().unwrap().modified().unwrap() });
+    times.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// A running `meshctl lab`, with a place of its own for what it writes down.
