@@ -41,8 +41,7 @@ enum Output {
 
 impl Analyze {
     pub fn run(self) -> Result<ExitCode> {
-        let mut folder = Folder::new(&self.folder);
-        folder.look().map_err(|e| {
+        let folder = Folder::open(&self.folder).map_err(|e| {
             let hint = "name a folder that holds manifests, such as examples/lab-9.5";
             Error::new(format!("{} cannot be read: {e}", self.folder.display()), hint)
         })?;

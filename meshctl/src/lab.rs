@@ -3,6 +3,7 @@
 //! Each pod is a network namespace with the pod's programs as ordinary processes in it, and a sidecar if its labels ask for one.
 //! As root; nothing outside of the lab's own namespaces and its folder is touched.
 
+pub mod ask;
 mod clean;
 mod control;
 mod dns;
@@ -11,17 +12,17 @@ mod forward;
 mod image;
 mod inject;
 pub mod manifest;
-mod net;
+pub mod net;
 mod pod;
 mod preflight;
 mod probe;
 mod process;
-mod record;
+pub mod record;
 mod service;
 mod table;
 mod unit;
 mod up;
-mod verbs;
+pub mod verbs;
 mod workload;
 
 use crate::error::{During, Error, Result};

@@ -3,6 +3,7 @@
 mod analyze;
 mod error;
 mod lab;
+mod place;
 mod terminal;
 
 use clap::{Parser, Subcommand};

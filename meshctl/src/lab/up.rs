@@ -98,8 +98,7 @@ impl Signals {
 pub async fn run(options: Options) -> Result<()> {
     preflight::requirements(&options)?;
     let mut signals = Signals::new()?;
-    let mut folder = Folder::new(&options.folder);
-    folder.look().during(options.folder.display())?;
+    let folder = Folder::open(&options.folder).during(options.folder.display())?;
     let manifests = folder.manifests();
     // All that can be wrong is said before anything is made.
     preflight::check(&manifests, &options)?;
@@ -184,8 +183,7 @@ impl Up {
                     }
                 }
                 _ = look.tick() => {
-                    // A folder that cannot be listed right now says nothing.
-                    if self.folder.look().unwrap_or(false) {
+                    if self.folder.look() {
                         self.manifests = self.folder.manifests();
                         self.read();
                     }

@@ -23,7 +23,7 @@ pub fn ps(lab: Option<&str>, json: bool) -> Result<()> {
 }
 
 /// A pod by its name, or all of a workload by the workload's, with `NAMESPACE/` before it where that is needed.
-fn pods<'s>(status: &'s Value, wanted: &str) -> Result<Vec<&'s Value>> {
+pub fn pods<'s>(status: &'s Value, wanted: &str) -> Result<Vec<&'s Value>> {
     let all: Vec<&Value> = status["pods"].as_array().into_iter().flatten().collect();
     // As kubectl has it: deploy/web, pod/web-1.
     const KINDS: &[&str] = &["deploy", "deployment", "pod", "po", "sts", "statefulset", "ds", "daemonset", "job"];
