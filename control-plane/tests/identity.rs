@@ -46,6 +46,8 @@ fn a_token_is_good_once_and_for_one_workload() {
             assert_eq!(code(sign(control.client(None).await, csr.clone(), wrong).await), Code::Unauthenticated);
         }
         assert_eq!(control.metric("weft_control_signed_total").await, 1);
+        // Another identity, a broken request, the same token again, and four that are none.
+        assert_eq!(control.metric("weft_control_sign_refused_total").await, 7);
     });
 }
 
@@ -149,6 +151,7 @@ fn certificates_of_others() {
         let mut report = control.client(None).await;
         let nothing = tonic::codegen::tokio_stream::iter([weft_proto::v1::ReportRequest::default()]);
         assert_eq!(code(report.report(nothing).await), Code::Unauthenticated);
+        assert_eq!(control.metric("weft_control_unproven_total").await, 2);
     });
 }
 
@@ -201,7 +204,23 @@ fn a_rotation_reaches_everybody_and_cuts_nobody() {
         assert_eq!(stream.step().await.changed, ["trust"]);
         assert_eq!(roots(&stream), 2);
 
-        rotate::step(&control.state_dir(), true, SystemTime::now()).unwrap();
+        // It signs when everybody has it: not before this one has said so.
+        let end = tokio::time::Instant::now() + SOON;
+        loop {
+            let early = rotate::step(&control.state_dir(), false, SystemTime::now()).unwrap_err().to_string();
+            if early.contains("not known yet to web-1") {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < end, "{early}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        stream.applied("trust", "").await;
+
+        let end = tokio::time::Instant::now() + SOON;
+        while let Err(early) = rotate::step(&control.state_dir(), false, SystemTime::now()) {
+            assert!(tokio::time::Instant::now() < end, "{early}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         // A new one is signed by the new root: who trusts the old one only does not take the server any more.
         let end = tokio::time::Instant::now() + SOON;
         while rig::connect(control.running.address, old_bundle.clone(), None, SERVER).await.is_ok() {

@@ -32,7 +32,7 @@ struct Pod {
     dir: TempDir,
     admin: SocketAddr,
     control: SocketAddr,
-    on_demand: bool,
+    everything: bool,
 }
 
 impl Pod {
@@ -41,7 +41,7 @@ impl Pod {
         let dir = TempDir::new();
         dir.write("root.pem", control.root_pem());
         dir.write("token", format!("{}\n", control.token("demo", account)));
-        Self { account, dir, admin: free_addr(), control: control.addr(), on_demand: false }
+        Self { account, dir, admin: free_addr(), control: control.addr(), everything: true }
     }
 
     fn state(&self) -> PathBuf {
@@ -60,7 +60,7 @@ impl Pod {
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_string(), value])
-        .chain(self.on_demand.then(|| "--on-demand".to_string()))
+        .chain(self.everything.then(|| "--everything".to_string()))
         .collect()
     }
 
@@ -405,7 +405,7 @@ fn destinations_on_demand() {
         ("service/demo/other", service("other", &json!({}))),
     ]);
     let mut pod = Pod::new(&control, "web");
-    pod.on_demand = true;
+    pod.everything = false;
     let mut proxy = pod.start();
     let services =
         |proxy: &Proxy| admin_json(proxy, "/config_dump")["config"]["services"].as_array().map_or(0, Vec::len);
@@ -428,15 +428,15 @@ fn destinations_on_demand() {
     until("it is there", SOON, || late().text() == "two");
     assert_eq!(control.subscribed().len(), 2);
 
-    // Nobody to ask: the first request waits a second, no longer, and no other.
+    // Nobody to ask: the first request waits a second, no longer, and no other. That there is no such service is not known.
     pod.wait_saved("host/late:80");
     control.kill();
     let never = || http1(addr).host("never").request("GET", "/", &[], b"").expect("an answer").status;
     let begun = Instant::now();
-    assert_eq!(never(), 404);
+    assert_eq!(never(), 503);
     assert!(begun.elapsed() >= Duration::from_millis(900) && begun.elapsed() < SOON, "{:?}", begun.elapsed());
     let begun = Instant::now();
-    (0..20).for_each(|_| assert_eq!(never(), 404));
+    (0..20).for_each(|_| assert_eq!(never(), 503));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 
     // What was called before is there after a restart, and subscribed to again.
@@ -452,6 +452,32 @@ fn destinations_on_demand() {
     assert_eq!(again, ["host/app:80", "host/late:80"]);
 }
 
+/// What replicas use comes without being asked for, and is subscribed to from then on.
+#[test]
+fn destinations_sent_ahead() {
+    let (one, two) = (named("one"), named("two"));
+    let addr = free_addr();
+    let mut control = Control::start(DOMAIN);
+    let proxy = json!({"listeners": [{"name": "out", "role": "outbound", "address": addr.to_string()}]}).to_string();
+    control.set_all(&[
+        ("proxy", proxy.into()),
+        ("service/demo/app", service("app", &json!({}))),
+        ("endpoints/demo/app/80", endpoints(&[&one])),
+        ("host/app:80", json!({"service": "app", "namespace": "demo"}).to_string().into()),
+    ]);
+    control.ahead(&["host/app:80"]);
+    let mut pod = Pod::new(&control, "web");
+    pod.everything = false;
+    let _proxy = pod.start();
+    assert_eq!(get(addr), (200, "one".into()));
+    assert!(control.subscribed().is_empty(), "{:?}", control.subscribed());
+    control.ahead(&[]);
+    control.set("endpoints/demo/app/80", endpoints(&[&two]));
+    control.restart();
+    becomes(addr, "two");
+    assert_eq!(control.subscribed(), ["host/app:80"]);
+}
+
 /// The same by address, for connections that the kernel redirects: HTTP, bytes, and what the mesh does not know.
 #[test]
 fn redirected_destinations_on_demand() {
@@ -465,10 +491,10 @@ fn redirected_destinations_on_demand() {
         Backend::with(options, always(Reply::text(200, "one")))
     });
     let _bytes = server.run(|| TcpPeer::echo_at(at("10.88.0.2:5432")));
-    let control = client.run(|| Control::start(DOMAIN));
-    let proxy = json!({"listeners": [
-        {"name": "out", "role": "outbound", "address": "[::]:15001", "originalDst": true},
-    ]});
+    let mut control = client.run(|| Control::start(DOMAIN));
+    let proxy = json!({"listeners": [{
+        "name": "out", "role": "outbound", "address": "[::]:15001", "originalDst": true, "meshRanges": ["10.99.0.0/16"],
+    }]});
     let alias = |name: &str| json!({"service": name, "namespace": "demo"}).to_string().into_bytes();
     let addresses = json!({"addresses": ["10.99.0.1"]});
     let database = json!({"addresses": ["10.99.0.1"], "port": 5432, "protocol": "tcp"});
@@ -482,9 +508,9 @@ fn redirected_destinations_on_demand() {
         ("address/10.99.0.1:5432", alias("db")),
     ]);
     let mut pod = Pod::new(&control, "web");
-    (pod.on_demand, pod.admin) = (true, at("127.0.0.1:15000"));
+    (pod.everything, pod.admin) = (false, at("127.0.0.1:15000"));
     let (admin, args) = (Some(pod.admin), pod.args());
-    let _proxy = Proxy::with(Start { bin: BIN, admin, args, fileless: true, ns: Some(&client), ..Start::default() });
+    let proxy = Proxy::with(Start { bin: BIN, admin, args, fileless: true, ns: Some(&client), ..Start::default() });
 
     let ask = |to: &str| client.run(|| http1(at(to)).host("any.test").get("/"));
     assert_eq!(ask("10.99.0.1:80").text(), "one");
@@ -499,6 +525,26 @@ fn redirected_destinations_on_demand() {
     assert_eq!(ask("10.88.0.2:8080").text(), "one");
     let asked = control.subscribed();
     assert_eq!(asked[1..], ["address/10.99.0.1:5432", "address/10.88.0.2:8080", "host/any.test:8080"]);
+
+    // Nobody to ask: what may be the mesh's own is not called in plaintext, whatever it speaks; the rest is.
+    control.kill();
+    let refused =
+        client.run(|| http1(at("10.99.0.1:81")).host("any.test").request("GET", "/", &[], b"").expect("an answer"));
+    assert_eq!(refused.status, 503);
+    assert!(refused.text().contains("no answer from the control plane"), "{}", refused.text());
+    let mut stream = client.run(|| std::net::TcpStream::connect(at("10.99.0.1:5433")).unwrap());
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(b"\x00bytes").unwrap();
+    assert!(stream.read(&mut echo).map_or(true, |n| n == 0), "a connection that is closed");
+    let other = server.run(|| {
+        let options = Options { addr: at("10.88.0.2:8081"), ..Options::default() };
+        Backend::with(options, always(Reply::text(200, "two")))
+    });
+    assert_eq!(ask("10.88.0.2:8081").text(), "two");
+    assert_eq!(other.requests(), 1);
+    // What was answered before stays so.
+    assert_eq!((ask("10.99.0.1:80").text(), ask("10.88.0.2:8080").text()), ("one".into(), "one".into()));
+    proxy.wait_log(|l| l.contains("destination_not_discovered"), SOON);
 }
 
 /// What is kept in the state folder was proven by a CA that is no more: the token counts again.

@@ -41,6 +41,8 @@ struct State {
     renew_after: Duration,
     refuse_to_sign: bool,
     garbage: bool,
+    /// Sent to every stream as if it had been asked for.
+    ahead: Vec<String>,
     /// Version and document by name.
     resources: HashMap<String, (String, Vec<u8>)>,
     versions: u64,
@@ -89,6 +91,7 @@ impl Control {
             renew_after: Duration::from_secs(12 * 3600),
             refuse_to_sign: false,
             garbage: false,
+            ahead: Vec::new(),
             resources: HashMap::new(),
             versions: 0,
             hellos: Vec::new(),
@@ -134,6 +137,11 @@ impl Control {
     /// Answers everything with bytes that mean nothing; streams that stand go on.
     pub fn garbage(&self, garbage: bool) {
         self.shared.state().garbage = garbage;
+    }
+
+    /// What is sent without being asked for, with what it needs.
+    pub fn ahead(&self, names: &[&str]) {
+        self.shared.state().ahead = names.iter().map(ToString::to_string).collect();
     }
 
     /// Sets a resource; every stream gets it.
@@ -411,7 +419,7 @@ fn wanted<'s>(state: &'s State, names: &HashSet<String>) -> (HashMap<&'s str, &'
     let all = names.contains("*");
     let mut prefixes = Vec::new();
     let mut unknown = Vec::new();
-    for name in names.iter().filter(|name| *name != "*") {
+    for name in names.iter().chain(&state.ahead).filter(|name| *name != "*") {
         let Some((_, document)) = state.resources.get(name) else {
             unknown.push(name.clone());
             continue;

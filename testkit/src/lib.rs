@@ -16,6 +16,7 @@ pub mod io;
 pub mod load;
 pub mod netns;
 pub mod otlp;
+pub mod program;
 pub mod proxy;
 pub mod raw_backend;
 pub mod raw_h2;

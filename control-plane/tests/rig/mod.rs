@@ -52,6 +52,7 @@ pub fn serve(manifests: &TempDir, state: &TempDir, lifetime: Duration) -> Serve 
         trust_domain: TrustDomain::parse(DOMAIN).unwrap(),
         namespace: "demo".into(),
         leaf_lifetime: lifetime,
+        mesh_range: Vec::new(),
         log: "info".into(),
     }
 }
@@ -343,7 +344,10 @@ pub fn by_hand(objects: &Objects) -> (World, Ledger) {
                 let id = format!("spiffe://{DOMAIN}/ns/{}/sa/{account}", object.namespace);
                 let pod = Pod {
                     identity: SpiffeId::parse(&id).unwrap(),
-                    workload: Workload::default(),
+                    workload: Workload {
+                        name: spec["owner"].as_str().unwrap_or(&object.name).into(),
+                        ..Workload::default()
+                    },
                     labels: object.labels.clone(),
                     document: spec["document"].clone(),
                 };
