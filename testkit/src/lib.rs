@@ -25,3 +25,4 @@ pub mod rng;
 pub mod tls;
 pub mod tools;
 pub mod wait;
+pub mod wire;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod raw;
+
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -115,6 +117,12 @@ impl Control {
         connect(self.running.address, self.bundle(), identity, expect).await
     }
 
+    /// For messages that are bytes.
+    pub async fn channel(&self, identity: Option<&Identity>) -> Channel {
+        let config = client_config(self.bundle(), identity, SERVER);
+        channel(self.running.address, config).await.unwrap()
+    }
+
     pub async fn admin(&self, path: &str) -> (u16, String) {
         let at = self.running.admin.unwrap();
         get(at, path).await
@@ -178,9 +186,13 @@ pub async fn connect(
     identity: Option<&Identity>,
     expect: &str,
 ) -> Result<MeshClient<Channel>, tonic::transport::Error> {
+    Ok(MeshClient::new(channel(at, client_config(bundle, identity, expect)).await?))
+}
+
+fn client_config(bundle: TrustBundle, identity: Option<&Identity>, expect: &str) -> Arc<ClientConfig> {
     let expect = Expect::id(SpiffeId::parse(expect).unwrap());
     let bundle = Arc::new(bundle);
-    let config = match identity {
+    match identity {
         Some(identity) => {
             let material = Material { identity: identity.clone(), bundle, generation: 1 };
             weft_tls::mesh_client(&material, expect, &[b"h2"]).unwrap()
@@ -193,8 +205,7 @@ pub async fn connect(
             send_sni: false,
         })
         .unwrap(),
-    };
-    Ok(MeshClient::new(channel(at, config).await?))
+    }
 }
 
 async fn channel(at: SocketAddr, config: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {

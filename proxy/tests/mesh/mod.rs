@@ -17,7 +17,7 @@ use weft_testkit::wait::until;
 
 const BIN: &str = env!("CARGO_BIN_EXE_weft-proxy");
 /// Generous: the machine may be busy with other suites.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(120);
 
 const CONTROL: &str = "10.88.0.1:15012";
 const CONTROL_ADMIN: &str = "127.0.0.1:15014";
@@ -155,7 +155,10 @@ fn start_control(
     args.extend_from_slice(more);
     let bin = program.to_str().expect("a path");
     let admin = Some(CONTROL_ADMIN.parse().expect("an address"));
-    Proxy::with(Start { bin, admin, args, fileless: true, ns: Some(ns), ..Start::default() })
+    let mut control =
+        Proxy::with(Start { bin, admin, args, fileless: true, no_wait: true, ns: Some(ns), ..Start::default() });
+    control.wait_ready(SOON);
+    control
 }
 
 fn token(program: &std::path::Path, state: &str, pod: &str, account: &str) -> Vec<u8> {
