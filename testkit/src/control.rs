@@ -324,7 +324,10 @@ async fn serve(shared: Arc<Shared>, tls: TlsAcceptor, stream: tokio::net::TcpStr
     let mesh = MeshServer::new(Server(shared.clone())).max_encoding_message_size(64 << 20);
     let answer = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        let (garbage, script) = (shared.state().garbage, shared.state().script.clone());
+        let (garbage, script) = {
+            let state = shared.state();
+            (state.garbage, state.script.clone())
+        };
         let shared = shared.clone();
         let mut mesh = mesh.clone();
         async move {

@@ -40,6 +40,8 @@ pub struct Follower {
     subscribed: BTreeSet<String>,
     /// Something is in force.
     started: bool,
+    /// What has come is not in force yet.
+    changed: bool,
     /// Not on disk yet.
     unsaved: bool,
     save_at: Instant,
@@ -73,6 +75,7 @@ impl Follower {
             demand,
             subscribed: BTreeSet::new(),
             started: false,
+            changed: false,
             unsaved: false,
             save_at: Instant::now(),
         }
@@ -180,8 +183,9 @@ impl Follower {
                 self.links.set(|link| link.last_error = None);
             }
             let told = self.take(message);
+            self.changed |= told.changes;
             // The first plan goes into force whole.
-            if (self.started || complete) && told.changes && self.put_into_force().await.is_err() {
+            if (self.started || complete) && self.changed && self.put_into_force().await.is_err() {
                 return Ok(Ended::Over);
             }
             if complete && !self.started {
@@ -269,6 +273,7 @@ impl Follower {
     }
 
     async fn put_into_force(&mut self) -> Result<(), Over> {
+        self.changed = false;
         let Some(config) = self.plan.config() else { return Ok(()) };
         let (done, in_force) = oneshot::channel();
         let update = Update { config, live: self.member.live.clone(), done };
