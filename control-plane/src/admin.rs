@@ -35,7 +35,7 @@ const HELP: &str = "\
 /ready     200 once proxies are served, 503 before
 /status    each proxy: what it has, what it refuses and why
 /objects   every object and where it stands
-/errors    what is wrong with files, objects and documents
+/errors    what is wrong with files, objects and documents, and what proxies refuse
 /edges     what proxies have counted
 /metrics   for Prometheus
 ";
@@ -159,7 +159,7 @@ impl Admin {
             .collect();
         let withheld: Vec<Value> =
             current.view.withheld.iter().map(|w| json!({"name": w.name, "why": w.why})).collect();
-        json!({"files": files, "objects": findings, "withheld": withheld})
+        json!({"files": files, "objects": findings, "withheld": withheld, "refused": self.status.refused()})
     }
 
     fn metrics(&self) -> String {

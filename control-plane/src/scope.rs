@@ -27,14 +27,24 @@ pub struct Piece {
     pub document: Vec<u8>,
 }
 
+/// Of a document, by its content.
+pub fn version(document: &Value) -> String {
+    version_of(document.to_string().as_bytes())
+}
+
+fn version_of(document: &[u8]) -> String {
+    let mut version = hex_sha256(document);
+    version.truncate(32);
+    version
+}
+
 impl Piece {
     fn new(name: String, document: &Value) -> Result<Arc<Self>, String> {
         let document = document.to_string().into_bytes();
         if document.len() > MAX_DOCUMENT {
             return Err(format!("{} bytes; at most {MAX_DOCUMENT} are sent", document.len()));
         }
-        let mut version = hex_sha256(&document);
-        version.truncate(32);
+        let version = version_of(&document);
         Ok(Arc::new(Self { name: name.into(), version: version.into(), document }))
     }
 }
@@ -60,6 +70,7 @@ pub struct View {
 struct PodView {
     identity: SpiffeId,
     labels: BTreeMap<String, String>,
+    owner: Arc<str>,
     proxy: Arc<Piece>,
     /// What its listeners name.
     refers: Vec<ServiceId>,
@@ -131,8 +142,8 @@ impl View {
                 continue;
             };
             let refers = listeners_refer(&pod.document, &id.namespace);
-            let (identity, labels) = (pod.identity.clone(), pod.labels.clone());
-            view.pods.insert(id.clone(), PodView { identity, labels, proxy, refers });
+            let (identity, labels, owner) = (pod.identity.clone(), pod.labels.clone(), pod.workload.name.clone());
+            view.pods.insert(id.clone(), PodView { identity, labels, owner, proxy, refers });
         }
         view
     }
@@ -173,6 +184,11 @@ impl View {
 
     pub fn pods(&self) -> usize {
         self.pods.len()
+    }
+
+    /// Whose replica a pod is.
+    pub fn owner(&self, pod: &PodId) -> Option<Arc<str>> {
+        Some(self.pods.get(pod)?.owner.clone())
     }
 
     pub fn services(&self) -> usize {

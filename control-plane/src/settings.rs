@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +48,11 @@ pub struct Serve {
     /// How long a workload's certificate counts
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
     pub leaf_lifetime: Duration,
+
+    /// Addresses of the mesh's pods and services, such as 10.244.0.0/16; may be given several times. What a proxy is told
+    /// nothing of within a second is called in plaintext elsewhere, and not at all there
+    #[arg(long, value_name = "CIDR")]
+    pub mesh_range: Vec<IpNet>,
 
     /// What is logged: error, warn, info, debug, trace, or by module as in `info,weft_control::push=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info")]

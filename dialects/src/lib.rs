@@ -39,6 +39,8 @@ pub struct Options {
     pub cluster_domain: String,
     /// Where mesh-wide objects live.
     pub root_namespace: String,
+    /// Addresses of the mesh's pods and services (CIDR).
+    pub mesh_ranges: Vec<String>,
 }
 
 impl Default for Options {
@@ -48,6 +50,7 @@ impl Default for Options {
             trust_domain: own("cluster.local"),
             cluster_domain: own("cluster.local"),
             root_namespace: own("istio-system"),
+            mesh_ranges: Vec::new(),
         }
     }
 }

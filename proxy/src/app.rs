@@ -176,12 +176,12 @@ async fn first_configuration(settings: &Settings, signals: &mut Signals) -> Resu
     let (leave, mut asked) = mpsc::channel(1);
     let waiting = control::Waiting { links: links.clone(), filter: settings.log.clone(), leave };
     // The configuration may name another address, and does not exist yet.
-    let door = settings.admin(&ProxyConfig::default());
-    let bound = crate::sys::sockopt::listen(door).and_then(TcpListener::from_std);
+    let address = settings.admin(&ProxyConfig::default());
+    let bound = crate::sys::sockopt::listen(address).and_then(TcpListener::from_std);
     let door =
         bound.map(|socket| tokio::task::spawn_local(admin::serve(socket, AdminState::new(hub, Arc::new(waiting)))));
     if let Err(error) = &door {
-        tracing::error!(%error, "the admin address cannot be opened");
+        tracing::error!(%address, %error, "the admin address cannot be opened");
         return Err(unusable);
     }
     let (mut updates, demand, following) = control::follow(options, links.clone());

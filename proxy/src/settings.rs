@@ -39,9 +39,9 @@ pub struct Settings {
     #[arg(long, value_name = "DIR", requires = "control")]
     pub state: Option<PathBuf>,
 
-    /// Ask for a destination's configuration when it is first called, rather than for everything
+    /// Take the configuration of everything the workload may see, rather than of what it calls when it first does
     #[arg(long, requires = "control")]
-    pub on_demand: bool,
+    pub everything: bool,
 
     /// Check the file, print everything that is wrong with it, and exit: 0 if it is good, 1 if not
     #[arg(long, requires = "config")]
@@ -119,7 +119,7 @@ impl Settings {
             namespace,
             pod,
             state: self.state.clone()?,
-            on_demand: self.on_demand,
+            everything: self.everything,
         })
     }
 

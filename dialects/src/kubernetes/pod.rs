@@ -203,13 +203,14 @@ pub fn documents(b: &Builder<'_>) -> BTreeMap<PodId, world::Pod> {
             if let Some(protocols) = protocols.get(id).filter(|p| !p.is_empty()) {
                 inbound["ports"] = json!(protocols);
             }
+            let mut outbound = json!({"name": "out", "role": "outbound", "address": "[::]:15001", "originalDst": true});
+            if !b.options.mesh_ranges.is_empty() {
+                outbound["meshRanges"] = json!(b.options.mesh_ranges);
+            }
             let document = json!({
                 "workload": workload_document(&pod.workload),
                 "telemetry": {"accessLog": "json", "names": ["istio", "linkerd"]},
-                "listeners": [
-                    {"name": "out", "role": "outbound", "address": "[::]:15001", "originalDst": true},
-                    inbound,
-                ],
+                "listeners": [outbound, inbound],
             });
             let pod = world::Pod { identity, workload: pod.workload.clone(), labels: pod.labels.clone(), document };
             (id.clone(), pod)

@@ -45,6 +45,8 @@ impl Control {
         let mut argv = vec![path(&program), "--dir".into(), path(manifests), "--dir".into(), path(&lab.pods())];
         argv.extend(["--listen".into(), format!("{HUB}:{PORT}"), "--state".into(), path(&state)]);
         argv.extend(["--admin".into(), format!("127.0.0.1:{ADMIN}")]);
+        // Of pods, and of services that name none.
+        argv.extend(["10.244.0.0/16", "10.96.0.0/12"].into_iter().flat_map(|r| ["--mesh-range".into(), r.into()]));
         argv.extend_from_slice(args);
         let log = lab.logs().join("control.log");
         let unit = Unit {

@@ -52,6 +52,12 @@ pub fn destination(
     if let Some(bound) = named().or_else(|| snapshot.by_addr(destination)) {
         return Ok(bound.clone());
     }
+    // Never in plaintext by accident.
+    let asked =
+        worker.shared.demand.as_ref().filter(|_| listener.original_dst && listener.is_of_mesh(destination.ip()));
+    if asked.is_some_and(|demand| !demand.knows(destination)) {
+        return Err(Reason::NotDiscovered);
+    }
     match listener.unknown {
         // Without a redirect the destination is this listener itself.
         Unknown::Allow if listener.original_dst => implied(Kind::Passthrough, destination),

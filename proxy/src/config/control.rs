@@ -46,8 +46,8 @@ pub struct Options {
     pub namespace: String,
     pub pod: String,
     pub state: PathBuf,
-    /// Only what the workload calls, rather than all it may see.
-    pub on_demand: bool,
+    /// All that the workload may see, rather than what it calls.
+    pub everything: bool,
 }
 
 /// A configuration to be put into force.
@@ -84,8 +84,8 @@ pub fn follow(
     links: Links,
 ) -> (mpsc::Receiver<Update>, Option<Demand>, impl Future<Output = ()> + use<>) {
     let (updates, taken) = mpsc::channel(1);
-    let demand = options.on_demand.then(Demand::new);
-    let asker = demand.as_ref().map(|(demand, _)| demand.clone());
+    let demand = (!options.everything).then(Demand::default);
+    let asker = demand.clone();
     let following = async move {
         let options = Rc::new(options);
         let folder = Folder::open(&options.state);
