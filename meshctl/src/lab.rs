@@ -11,6 +11,8 @@ mod environment;
 mod forward;
 mod image;
 mod inject;
+mod isolation;
+mod loopback;
 pub mod manifest;
 pub mod net;
 mod pod;
@@ -29,6 +31,7 @@ use crate::error::{During, Error, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use image::Mapping;
 use inject::Mesh;
+use isolation::Isolation;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -53,6 +56,10 @@ pub struct Lab {
     /// No sidecars and no control plane: the apps alone, which reach each other by their Services' names
     #[arg(long)]
     no_mesh: bool,
+
+    /// What keeps pods apart; without it the first of these that this machine has
+    #[arg(long, value_enum, value_name = "HOW")]
+    isolation: Option<Isolation>,
 
     /// Argument for the control plane (repeatable), as in --control-arg=--log=debug
     #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
@@ -174,7 +181,8 @@ impl Lab {
                 };
                 // The control plane reads it from wherever it runs.
                 let folder = folder.canonicalize().during(folder.display())?;
-                let options = up::Options { folder, mesh, images: self.images, control_args: self.control_args };
+                let (images, control_args, isolation) = (self.images, self.control_args, self.isolation);
+                let options = up::Options { folder, mesh, images, control_args, isolation };
                 done(runtime.block_on(up::run(options)))
             }
         }
