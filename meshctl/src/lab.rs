@@ -1,7 +1,7 @@
 //! `meshctl lab`: a whole mesh on one machine, from the manifests that a cluster would get.
 //!
-//! Each pod is a network namespace with the pod's programs as ordinary processes in it, and a sidecar if its labels ask for one.
-//! As root; nothing outside of the lab's own namespaces and its folder is touched.
+//! Each pod is a network namespace with the pod's programs as ordinary processes in it, and a sidecar if its labels ask for one;
+//! `isolation.rs` tells what takes its place where there are none. Nothing but the lab's own is touched.
 
 pub mod ask;
 mod clean;
@@ -143,6 +143,7 @@ const EXAMPLES: &str = "\
 Examples:
   meshctl lab examples/lab-9.5                     start it; Ctrl-C takes all of it away
   meshctl lab manifests --mesh-all                 a sidecar for everybody
+  meshctl lab manifests --isolation loopback       without namespaces
   meshctl lab manifests --image shop/web='python3 server.py'
   meshctl lab ps -o json
   meshctl lab logs web -f
@@ -152,7 +153,8 @@ Examples:
   meshctl lab clean                                after a kill -9
 
 Pods get sidecars as in a cluster: by istio-injection on a namespace, sidecar.istio.io/inject on a pod,
-linkerd.io/inject or weft.dev/inject on either. Pods reach each other and nothing outside of the lab.";
+linkerd.io/inject or weft.dev/inject on either. Pods reach each other and nothing outside of the lab.
+Root is not needed: without it a lab is in a user namespace, or on loopback where those are forbidden.";
 
 impl Lab {
     pub fn run(self) -> Result<ExitCode> {

@@ -40,13 +40,8 @@ impl Control {
     pub async fn start(lab: &Lab, hub: &Netns, manifests: &Path, args: &[String]) -> Result<Self> {
         let (program, proxy) = Self::programs()?;
         let (state, root) = (lab.folder.join("control"), lab.folder.join("root.pem"));
-        let inside = Inside {
-            lab: lab.id.clone(),
-            netns: hub.clone(),
-            etc: lab.folder.join("etc").join("control"),
-            hostname: "control".into(),
-            proxy: None,
-        };
+        let mut inside = Inside::of(lab, hub.clone(), "control", "control", lab.network.hub());
+        inside.proxy = None;
         inside.write("", "127.0.0.1 localhost\n").during("the control plane's files")?;
         let mut argv = vec![path(&program), "--dir".into(), path(manifests), "--dir".into(), path(&lab.pods())];
         argv.extend(["--listen".into(), format!("{}:{PORT}", lab.network.hub()), "--state".into(), path(&state)]);

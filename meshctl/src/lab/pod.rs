@@ -246,13 +246,7 @@ async fn live(
     } else {
         net::create_pod(&context.hub, netns, plan.n, plan.address).await.map_err(|e| e.to_string())?;
     }
-    let inside = Inside {
-        lab: context.lab.id.clone(),
-        netns: netns.clone(),
-        etc: context.lab.folder.join("etc").join(plan.file()),
-        hostname: plan.name.clone(),
-        proxy: shared.then_some((plan.address, net::OUTBOUND).into()),
-    };
+    let inside = Inside::of(&context.lab, netns.clone(), &plan.file(), &plan.name, plan.address);
     let hosts = format!("127.0.0.1 localhost\n{} {}\n", plan.address, plan.name);
     inside.write(&dns::resolv_conf(plan.host_address, namespace), &hosts).map_err(|e| e.to_string())?;
 

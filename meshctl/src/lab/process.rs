@@ -1,8 +1,10 @@
 //! What a process is recorded by, and how one is started inside a pod.
 
-use super::net::Netns;
+use super::isolation::Isolation;
+use super::net::{Netns, OUTBOUND};
+use super::record::Lab;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// A process that no later one can be mistaken for: ids are reused, start times with them are not.
@@ -86,6 +88,17 @@ shift 2\n\
 exec \"$@\"";
 
 impl Inside {
+    /// Of a pod, or of what else a lab runs: `file` is its name in folders.
+    pub fn of(lab: &Lab, netns: Netns, file: &str, hostname: &str, address: Ipv4Addr) -> Self {
+        Self {
+            lab: lab.id.clone(),
+            netns,
+            etc: lab.folder.join("etc").join(file),
+            hostname: hostname.into(),
+            proxy: (lab.isolation == Isolation::Loopback).then_some((address, OUTBOUND).into()),
+        }
+    }
+
     /// The files a pod has of its own.
     pub fn write(&self, resolv_conf: &str, hosts: &str) -> std::io::Result<()> {
         if self.netns.is_the_machines() {

@@ -52,12 +52,13 @@ impl Lab {
         let (folder, hidden) = (home.join(&id), home.join(format!(".{id}")));
         let mut private = std::fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
-        for part in ["logs", "pods", "etc", "state", "netns"] {
-            private.create(hidden.join(part)).during(format!("making {}", hidden.display()))?;
-        }
+        private.create(&home).during(format!("making {}", home.display()))?;
         if !is_ours(&home) {
             let message = format!("{} belongs to somebody else", home.display());
             return Err(Error::new(message, "WEFT_LAB_HOME=FOLDER, one of your own"));
+        }
+        for part in ["logs", "pods", "etc", "state", "netns"] {
+            private.create(hidden.join(part)).during(format!("making {}", hidden.display()))?;
         }
         let runs = Recorded::of(std::process::id() as i32)
             .ok_or_else(|| Error::new("/proc does not show this process", "mount /proc"))?;
@@ -163,7 +164,11 @@ impl Lab {
 
 /// A folder that was being made when its lab died: too young ones may become labs yet.
 pub fn unfinished() -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(home()).into_iter().flatten().flatten();
+    let home = home();
+    if !is_ours(&home) {
+        return Vec::new();
+    }
+    let entries = std::fs::read_dir(home).into_iter().flatten().flatten();
     let old = |path: &PathBuf| {
         let changed = std::fs::metadata(path).and_then(|m| m.modified());
         changed.is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|age| age > Duration::from_secs(60)))

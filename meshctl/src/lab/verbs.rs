@@ -1,7 +1,7 @@
 //! `ps`, `logs`, `exec`, `scale`, `restart`, `forward`, `clean`: what is done with a lab that runs, from another terminal.
 
 use super::isolation::Isolation;
-use super::net::{Netns, OUTBOUND, SIDECAR};
+use super::net::{Netns, SIDECAR};
 use super::process::Inside;
 use super::record::Lab;
 use super::unit::Unit;
@@ -118,20 +118,17 @@ pub fn exec(lab: Option<&str>, wanted: &str, container: Option<&str>, command: &
     let status = lab.status()?;
     let found = pods(&status, wanted)?;
     let pod = found.iter().find(|p| p["ready"] == true).or(found.first()).copied().unwrap_or(&Value::Null);
-    // The sidecar itself asks nobody where things are.
-    let shared = (lab.isolation == Isolation::Loopback && container != Some("sidecar")).then_some(());
-    let inside = Inside {
-        lab: lab.id.clone(),
-        netns: Netns::named(word(pod, "netns")),
-        etc: lab.folder.join("etc").join(key(pod)),
-        hostname: word(pod, "name").into(),
-        proxy: shared.and_then(|()| Some((word(pod, "address").parse::<Ipv4Addr>().ok()?, OUTBOUND).into())),
-    };
+    let address = word(pod, "address").parse().unwrap_or(Ipv4Addr::LOCALHOST);
+    let mut inside = Inside::of(&lab, Netns::named(word(pod, "netns")), &key(pod), word(pod, "name"), address);
     // In the sidecar's place, traffic is not redirected.
     let as_sidecar = container == Some("sidecar");
     if as_sidecar && lab.isolation == Isolation::Userns {
         let message = "in a user namespace sidecars have no group of their own that a command could have";
         return Err(Error::new(message, "without -c sidecar; or the lab as root"));
+    }
+    if as_sidecar {
+        // It asks nobody where things are.
+        inside.proxy = None;
     }
     let words = inside.wrap(as_sidecar.then_some(SIDECAR), command);
     let mut command = Command::new(&words[0]);
