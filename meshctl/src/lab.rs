@@ -1,7 +1,7 @@
 //! `meshctl lab`: a whole mesh on one machine, from the manifests that a cluster would get.
 //!
-//! Each pod is a network namespace with the pod's programs as ordinary processes in it, and a sidecar if its labels ask for one.
-//! As root; nothing outside of the lab's own namespaces and its folder is touched.
+//! Each pod is a network namespace with the pod's programs as ordinary processes in it, and a sidecar if its labels ask for one;
+//! `isolation.rs` tells what takes its place where there are none. Nothing but the lab's own is touched.
 
 pub mod ask;
 mod clean;
@@ -11,6 +11,8 @@ mod environment;
 mod forward;
 mod image;
 mod inject;
+mod isolation;
+mod loopback;
 pub mod manifest;
 pub mod net;
 mod pod;
@@ -29,6 +31,7 @@ use crate::error::{During, Error, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use image::Mapping;
 use inject::Mesh;
+use isolation::Isolation;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -53,6 +56,10 @@ pub struct Lab {
     /// No sidecars and no control plane: the apps alone, which reach each other by their Services' names
     #[arg(long)]
     no_mesh: bool,
+
+    /// What keeps pods apart; without it the first of these that this machine has
+    #[arg(long, value_enum, value_name = "HOW")]
+    isolation: Option<Isolation>,
 
     /// Argument for the control plane (repeatable), as in --control-arg=--log=debug
     #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
@@ -136,6 +143,7 @@ const EXAMPLES: &str = "\
 Examples:
   meshctl lab examples/lab-9.5                     start it; Ctrl-C takes all of it away
   meshctl lab manifests --mesh-all                 a sidecar for everybody
+  meshctl lab manifests --isolation loopback       without namespaces
   meshctl lab manifests --image shop/web='python3 server.py'
   meshctl lab ps -o json
   meshctl lab logs web -f
@@ -145,7 +153,8 @@ Examples:
   meshctl lab clean                                after a kill -9
 
 Pods get sidecars as in a cluster: by istio-injection on a namespace, sidecar.istio.io/inject on a pod,
-linkerd.io/inject or weft.dev/inject on either. Pods reach each other and nothing outside of the lab.";
+linkerd.io/inject or weft.dev/inject on either. Pods reach each other and nothing outside of the lab.
+Root is not needed: without it a lab is in a user namespace, or on loopback where those are forbidden.";
 
 impl Lab {
     pub fn run(self) -> Result<ExitCode> {
@@ -174,7 +183,8 @@ impl Lab {
                 };
                 // The control plane reads it from wherever it runs.
                 let folder = folder.canonicalize().during(folder.display())?;
-                let options = up::Options { folder, mesh, images: self.images, control_args: self.control_args };
+                let (images, control_args, isolation) = (self.images, self.control_args, self.isolation);
+                let options = up::Options { folder, mesh, images, control_args, isolation };
                 done(runtime.block_on(up::run(options)))
             }
         }

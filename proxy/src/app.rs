@@ -88,6 +88,7 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
         ready: false.into(),
         ports: Default::default(),
         cut: 0.into(),
+        mark: settings.mark,
     });
     tokio::task::spawn_local(following);
     tokio::task::spawn_local(telemetry(shared.clone()));

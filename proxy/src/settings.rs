@@ -59,6 +59,10 @@ pub struct Settings {
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
 
+    /// Mark for connections to endpoints (SO_MARK; takes CAP_NET_ADMIN), for redirection rules that cannot go by a group
+    #[arg(long, value_name = "N")]
+    pub mark: Option<u32>,
+
     /// What is logged: error, warn, info, debug, trace, or by module as in `info,weft_proxy::config=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: String,

@@ -3,7 +3,7 @@
 //! It answers every path with JSON that says who answered, what arrived and who the mesh says has called; it calls the services
 //! that the environment names, and fails as often as it is told to. The variables are those that labs set: `BACKEND_PORT` or
 //! `PORT`, `SERVICE_NAME`, `VERSION`, `FAILURE_RATE` (0 to 1), `DELAY_MS`, `STATUS`, `BODY_SIZE`, `TEXT`, and `*_SERVICE_URL` for
-//! services it calls in turn. A request may ask for another answer: `/?status=503&delay=200&size=1000`.
+//! services it calls in turn, through `http_proxy` if there is one. A request may ask for another answer: `/?status=503&delay=200&size=1000`.
 
 use bytes::Bytes;
 use clap::Parser;
@@ -61,6 +61,8 @@ struct App {
     instance: String,
     /// Services to call: name and `host:port`.
     calls: Vec<(String, String)>,
+    /// `host:port` of whom to call them through.
+    proxy: Option<String>,
     served: AtomicU64,
 }
 
@@ -78,11 +80,13 @@ async fn main() -> std::io::Result<()> {
             Some((name, host))
         })
         .collect();
+    let proxy = std::env::var("http_proxy").ok();
+    let proxy = proxy.and_then(|url| Some(url.strip_prefix("http://")?.trim_end_matches('/').to_string()));
     let port = args.port.or_else(|| std::env::var("PORT").ok()?.parse().ok()).unwrap_or(8080);
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     eprintln!("{} listens on {}", args.name, listener.local_addr()?);
     let instance = std::env::var("HOSTNAME").unwrap_or_default();
-    let app = Arc::new(App { args, instance, calls, served: AtomicU64::new(0) });
+    let app = Arc::new(App { args, instance, calls, proxy, served: AtomicU64::new(0) });
     let mut end = signal(SignalKind::terminate())?;
     let (ending, ends) = watch::channel(());
     let mut connections = JoinSet::new();
@@ -160,7 +164,7 @@ async fn describe(app: &App, request: &Request<Incoming>) -> Value {
     let mut calls = Map::new();
     for (name, host) in &app.calls {
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
-        calls.insert(name.clone(), call(host, path, request.headers()).await);
+        calls.insert(name.clone(), call(host, app.proxy.as_deref(), path, request.headers()).await);
     }
     json!({
         "service": app.args.name,
@@ -182,13 +186,15 @@ fn caller(headers: &http::HeaderMap) -> Option<&str> {
 }
 
 /// Calls another service and passes the trace on, as an app in a mesh should.
-async fn call(host: &str, path: &str, headers: &http::HeaderMap) -> Value {
+async fn call(host: &str, proxy: Option<&str>, path: &str, headers: &http::HeaderMap) -> Value {
+    // A proxy is asked for a whole URL.
+    let uri = proxy.map_or_else(|| path.to_string(), |_| format!("http://{host}{path}"));
     let tried = async {
-        let stream = TcpStream::connect(host).await.map_err(|e| e.to_string())?;
+        let stream = TcpStream::connect(proxy.unwrap_or(host)).await.map_err(|e| e.to_string())?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
         tokio::spawn(connection);
-        let mut request = Request::builder().uri(path).header(http::header::HOST, host);
+        let mut request = Request::builder().uri(uri).header(http::header::HOST, host);
         for name in ["traceparent", "tracestate", "x-request-id", "b3"] {
             if let Some(value) = headers.get(name) {
                 request = request.header(name, value);

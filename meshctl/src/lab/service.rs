@@ -167,7 +167,7 @@ impl View {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use weft_policy::diag::Diags;
 

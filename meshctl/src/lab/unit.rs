@@ -160,7 +160,7 @@ async fn start(unit: &Unit) -> Result<Child, String> {
             command.env(name, value);
         }
     }
-    command.env("HOSTNAME", &unit.inside.hostname).envs(unit.env.iter().map(|(k, v)| (k, v)));
+    command.envs(unit.inside.environment()).envs(unit.env.iter().map(|(k, v)| (k, v)));
     // A group of its own: Ctrl-C is for the lab, which then ends things in order.
     command.process_group(0).kill_on_drop(true);
     command.spawn().map_err(|e| format!("{}: {e}", words[0]))

@@ -7,8 +7,10 @@ use super::control::Control;
 use super::forward::Forward;
 use super::image::{Mapping, Program};
 use super::inject::{self, Mesh, Namespace};
+use super::isolation::{self, Isolation};
+use super::loopback;
 use super::manifest::{Folder, Manifests};
-use super::net::{self, Netns};
+use super::net::{self, Netns, Network};
 use super::pod::{self, Context, Phase, Plan, Status};
 use super::process::Recorded;
 use super::record::{self, Lab};
@@ -25,6 +27,7 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub struct Options {
@@ -32,6 +35,8 @@ pub struct Options {
     pub mesh: Mesh,
     pub images: Vec<Mapping>,
     pub control_args: Vec<String>,
+    /// The one to have, whether the machine is one for it or not.
+    pub isolation: Option<Isolation>,
 }
 
 /// How often the folder is looked at.
@@ -69,6 +74,7 @@ struct Up {
     view: watch::Sender<Arc<View>>,
     rules: String,
     forwards: Vec<Forward>,
+    real_ports: loopback::Ports,
     said: BTreeSet<String>,
     written: Value,
     /// When the control plane was last told something.
@@ -100,15 +106,27 @@ pub async fn run(options: Options) -> Result<()> {
     let mut signals = Signals::new()?;
     let folder = Folder::open(&options.folder).during(options.folder.display())?;
     let manifests = folder.manifests();
-    // All that can be wrong is said before anything is made.
-    preflight::check(&manifests, &options)?;
-    for id in clean::dead().await {
-        println!("removed what lab {id} had left behind");
+    let (isolation, refused) = Isolation::choose(options.isolation)?;
+    // All that can be wrong is said before anything is made, and said once.
+    if !isolation::is_begun_again() {
+        preflight::check(&manifests, &options)?;
+        refused.iter().for_each(|why| println!("{why}"));
+        // What they have left can be found from here and not from inside of a user namespace.
+        for id in clean::dead().await {
+            println!("removed what lab {id} had left behind");
+        }
+        if isolation == Isolation::Userns {
+            return Err(isolation::begin_again());
+        }
     }
-    let lab = Lab::create(&options.folder)?;
+    let (network, _held) = match isolation {
+        Isolation::Loopback => loopback::network().map(|(network, held)| (network, Some(held)))?,
+        _ => (Network::PODS, None),
+    };
+    let lab = Lab::create(&options.folder, isolation, network)?;
     let outcome = work(options, lab.clone(), folder, manifests, &mut signals).await;
     clean::remove(&lab).await;
-    if !Netns::of_lab(&lab.id).is_empty() {
+    if !Netns::of_lab(&lab).is_empty() {
         return Err(Error::new(format!("something of lab {} is left", lab.id), "meshctl lab clean"));
     }
     println!("lab {} is gone, and nothing of it is left", lab.id);
@@ -116,13 +134,19 @@ pub async fn run(options: Options) -> Result<()> {
 }
 
 async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, signals: &mut Signals) -> Result<()> {
-    let hub = Netns::hub(&lab.id);
-    println!("lab {} from {}", lab.id, options.folder.display());
-    net::create_hub(&hub).await?;
+    let hub = Netns::hub(&lab);
+    println!("lab {} from {}\n{}", lab.id, options.folder.display(), lab.isolation.describe());
     let (view, seen) = watch::channel(Arc::new(View::default()));
-    let socket = hub.inside(|| std::net::UdpSocket::bind((net::HUB, dns::PORT))).await.during("the lab's DNS")?;
-    socket.set_nonblocking(true).during("the lab's DNS")?;
-    let naming = tokio::spawn(dns::serve(UdpSocket::from_std(socket).during("the lab's DNS")?, seen));
+    let mut naming = None;
+    if lab.isolation == Isolation::Loopback {
+        println!("{}", loopback::DIFFERENCES);
+    } else {
+        net::create_hub(&hub).await?;
+        let socket = hub.inside(|| std::net::UdpSocket::bind((net::HUB, dns::PORT))).await.during("the lab's DNS")?;
+        socket.set_nonblocking(true).during("the lab's DNS")?;
+        let socket = UdpSocket::from_std(socket).during("the lab's DNS")?;
+        naming = Some(tokio::spawn(dns::serve(socket, seen.clone())));
+    }
     let control = match options.mesh {
         Mesh::None => None,
         _ => {
@@ -135,7 +159,7 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         }
     };
     let (reports, inbox) = mpsc::unbounded_channel();
-    let context = Arc::new(Context { lab, hub, control, reports });
+    let context = Arc::new(Context { lab, hub, control, view: seen, reports });
     let mut up = Up {
         options,
         context,
@@ -148,6 +172,7 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         view,
         rules: String::new(),
         forwards: Vec::new(),
+        real_ports: loopback::Ports::default(),
         said: BTreeSet::new(),
         written: Value::Null,
         told: Instant::now(),
@@ -160,7 +185,7 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
     };
     println!("\nstopping (once more to stop at once)");
     up.end(signals).await;
-    naming.abort();
+    naming.inspect(JoinHandle::abort);
     outcome
 }
 
@@ -351,6 +376,9 @@ impl Up {
             name,
             uid: record::uid()?,
             n,
+            address: self.context.lab.network.address(n),
+            host_address: self.context.lab.network.hub(),
+            ports: self.ports(workload),
             meshed,
             programs,
             environment: Vec::new(),
@@ -368,6 +396,26 @@ impl Up {
         Ok(Some(key))
     }
 
+    /// Where the programs of a new pod listen in the place of its ports, where pods share a network.
+    fn ports(&mut self, workload: &Workload) -> Vec<(u16, u16)> {
+        if self.context.lab.isolation != Isolation::Loopback {
+            return Vec::new();
+        }
+        let template = &workload.template;
+        let declared = template.containers.iter().flat_map(|c| &c.ports).filter(|p| !p.udp).map(|p| p.number);
+        // Ports need not be declared to be served.
+        let means = |s: &&Service| {
+            let labels = &template.labels;
+            !s.selector.is_empty()
+                && s.namespace == workload.namespace
+                && s.selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+        };
+        let services = self.services.iter().filter(means).flat_map(|s| &s.ports).filter(|p| !p.udp);
+        let served = services.filter_map(|p| p.target.find(&template.containers));
+        let wanted: BTreeSet<u16> = declared.chain(served).collect();
+        self.real_ports.map(wanted)
+    }
+
     /// Pods with fixed names cannot stand beside their successors.
     fn is_waiting_for_old(&self, workload: &Workload, version: &str) -> bool {
         workload.kind == Kind::StatefulSet && self.pods_of(workload).any(|(_, p)| p.plan.version != version)
@@ -379,7 +427,7 @@ impl Up {
             self.pods.values().map(|p| p.plan.as_service_sees_it(p.status.ready && !p.stopping)).collect();
         let view = View { services: self.services.clone(), pods };
         let rules = view.rules();
-        if rules != self.rules {
+        if rules != self.rules && self.context.lab.isolation != Isolation::Loopback {
             self.context.hub.nft(&rules).await?;
             self.rules = rules;
         }
@@ -471,8 +519,8 @@ impl Up {
                     "containers": plan.template().containers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(),
                     "sidecar": plan.meshed,
                     "sidecarReady": status.sidecar_ready,
-                    "address": plan.address().to_string(),
-                    "netns": Netns::pod(&self.context.lab.id, plan.n).name(),
+                    "address": plan.address.to_string(),
+                    "netns": Netns::pod(&self.context.lab, plan.n).name(),
                     "restarts": status.restarts,
                     "note": status.note,
                     "processes": status.processes.iter().map(process).collect::<Vec<_>>(),
@@ -502,6 +550,7 @@ impl Up {
             "lab": lab.id,
             "pid": lab.runs.pid,
             "manifests": lab.manifests,
+            "isolation": lab.isolation.name(),
             "hub": self.context.hub.name(),
             "mesh": self.options.mesh != Mesh::None,
             "control": control.map(|s| json!({"ready": s.ready, "restarts": s.restarts, "note": s.note})),

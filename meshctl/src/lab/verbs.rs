@@ -1,6 +1,7 @@
 //! `ps`, `logs`, `exec`, `scale`, `restart`, `forward`, `clean`: what is done with a lab that runs, from another terminal.
 
-use super::net::{Netns, SIDECAR_GROUP};
+use super::isolation::Isolation;
+use super::net::{Netns, SIDECAR};
 use super::process::Inside;
 use super::record::Lab;
 use super::unit::Unit;
@@ -8,6 +9,7 @@ use super::{clean, table};
 use crate::error::{During, Error, Result};
 use serde_json::{Map, Value, json};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -116,15 +118,21 @@ pub fn exec(lab: Option<&str>, wanted: &str, container: Option<&str>, command: &
     let status = lab.status()?;
     let found = pods(&status, wanted)?;
     let pod = found.iter().find(|p| p["ready"] == true).or(found.first()).copied().unwrap_or(&Value::Null);
-    let inside = Inside {
-        netns: Netns::named(word(pod, "netns")),
-        etc: lab.folder.join("etc").join(key(pod)),
-        hostname: word(pod, "name").into(),
-    };
+    let address = word(pod, "address").parse().unwrap_or(Ipv4Addr::LOCALHOST);
+    let mut inside = Inside::of(&lab, Netns::named(word(pod, "netns")), &key(pod), word(pod, "name"), address);
     // In the sidecar's place, traffic is not redirected.
-    let group = (container == Some("sidecar")).then_some(SIDECAR_GROUP);
-    let words = inside.wrap(group, command);
-    let status = Command::new(&words[0]).args(&words[1..]).status().during(&words[0])?;
+    let as_sidecar = container == Some("sidecar");
+    if as_sidecar && lab.isolation == Isolation::Userns {
+        let message = "in a user namespace sidecars have no group of their own that a command could have";
+        return Err(Error::new(message, "without -c sidecar; or the lab as root"));
+    }
+    if as_sidecar {
+        // It asks nobody where things are.
+        inside.proxy = None;
+    }
+    let words = inside.wrap(as_sidecar.then_some(SIDECAR), command);
+    let mut command = Command::new(&words[0]);
+    let status = command.args(&words[1..]).envs(inside.environment()).status().during(&words[0])?;
     Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)))
 }
 
