@@ -59,6 +59,7 @@ pub struct View {
 #[derive(Debug)]
 struct PodView {
     identity: SpiffeId,
+    workload: Arc<str>,
     labels: BTreeMap<String, String>,
     proxy: Arc<Piece>,
     /// What its listeners name.
@@ -132,7 +133,8 @@ impl View {
             };
             let refers = listeners_refer(&pod.document, &id.namespace);
             let (identity, labels) = (pod.identity.clone(), pod.labels.clone());
-            view.pods.insert(id.clone(), PodView { identity, labels, proxy, refers });
+            let workload = pod.workload.name.clone();
+            view.pods.insert(id.clone(), PodView { identity, workload, labels, proxy, refers });
         }
         view
     }
@@ -173,6 +175,12 @@ impl View {
 
     pub fn pods(&self) -> usize {
         self.pods.len()
+    }
+
+    /// What a pod belongs to, if it is known and is who it should be.
+    pub fn workload(&self, pod: &PodId, identity: &SpiffeId) -> Option<&str> {
+        let own = self.pods.get(pod).filter(|own| own.identity == *identity)?;
+        Some(&*own.workload).filter(|name| !name.is_empty())
     }
 
     pub fn services(&self) -> usize {

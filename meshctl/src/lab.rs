@@ -11,6 +11,7 @@ mod environment;
 mod forward;
 mod image;
 mod inject;
+mod live;
 pub mod manifest;
 pub mod net;
 mod pod;
@@ -53,6 +54,10 @@ pub struct Lab {
     /// No sidecars and no control plane: the apps alone, which reach each other by their Services' names
     #[arg(long)]
     no_mesh: bool,
+
+    /// News only, no live table of who calls whom; so it is wherever standard output is no terminal
+    #[arg(long)]
+    no_table: bool,
 
     /// Argument for the control plane (repeatable), as in --control-arg=--log=debug
     #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
@@ -174,7 +179,8 @@ impl Lab {
                 };
                 // The control plane reads it from wherever it runs.
                 let folder = folder.canonicalize().during(folder.display())?;
-                let options = up::Options { folder, mesh, images: self.images, control_args: self.control_args };
+                let (images, control_args, table) = (self.images, self.control_args, !self.no_table);
+                let options = up::Options { folder, mesh, images, control_args, table };
                 done(runtime.block_on(up::run(options)))
             }
         }

@@ -7,6 +7,7 @@ use super::control::Control;
 use super::forward::Forward;
 use super::image::{Mapping, Program};
 use super::inject::{self, Mesh, Namespace};
+use super::live::{self, Live};
 use super::manifest::{Folder, Manifests};
 use super::net::{self, Netns};
 use super::pod::{self, Context, Phase, Plan, Status};
@@ -32,6 +33,8 @@ pub struct Options {
     pub mesh: Mesh,
     pub images: Vec<Mapping>,
     pub control_args: Vec<String>,
+    /// Who calls whom, drawn again every second while somebody looks.
+    pub table: bool,
 }
 
 /// How often the folder is looked at.
@@ -75,6 +78,7 @@ struct Up {
     told: Instant,
     began: Instant,
     settled: bool,
+    live: Option<Live>,
 }
 
 struct Signals([Signal; 3]);
@@ -153,11 +157,13 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         told: Instant::now(),
         began: Instant::now(),
         settled: false,
+        live: None,
     };
     let outcome = tokio::select! {
         outcome = up.keep() => outcome,
         () = signals.any() => Ok(()),
     };
+    up.live = None;
     println!("\nstopping (once more to stop at once)");
     up.end(signals).await;
     naming.abort();
@@ -208,7 +214,7 @@ impl Up {
     /// Each thing once.
     fn say(&mut self, text: String) {
         if self.said.insert(text.clone()) {
-            println!("{text}");
+            live::say(&text);
         }
     }
 
@@ -235,7 +241,7 @@ impl Up {
             None
         };
         if let Some(line) = line {
-            println!("{}", line.trim_end());
+            live::say(line.trim_end());
         }
     }
 
@@ -282,7 +288,7 @@ impl Up {
         for (key, pod) in &mut self.pods {
             if !wanted.contains(key) && !pod.stopping {
                 pod.stopping = true;
-                println!("{} is going", pod.plan.name);
+                live::say(&format!("{} is going", pod.plan.name));
                 let (stop, grace) = (pod.stop.clone(), pod.plan.template().grace);
                 tokio::spawn(async move {
                     tokio::time::sleep(LEAVING).await;
@@ -414,6 +420,9 @@ impl Up {
                 "\nIt follows its manifests, until Ctrl-C: edit a file of {} and see.",
                 self.options.folder.display()
             );
+            if self.options.table && self.context.control.is_some() {
+                self.live = Live::start(self.context.lab.clone());
+            }
         }
         Ok(())
     }
@@ -517,7 +526,7 @@ impl Up {
         let logs = std::fs::read_dir(self.context.lab.logs()).into_iter().flatten().flatten();
         for path in logs.map(|l| l.path()).filter(|p| p.extension().is_some_and(|e| e == "log")) {
             if std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_LOG) && copy_and_empty(&path).is_err() {
-                eprintln!("warning: {} is long and cannot be cut", path.display());
+                live::say(&format!("warning: {} is long and cannot be cut", path.display()));
             }
         }
     }
