@@ -18,8 +18,8 @@ use tonic::{Request, Response, Status, Streaming};
 use weft_proto::v1::mesh_server::{Mesh, MeshServer};
 use weft_proto::v1::watch_request::Kind;
 use weft_proto::v1::{
-    Applied, Edge, Hello, ReportRequest, ReportResponse, Resource, SignRequest, SignResponse, TrustBundle, WatchRequest,
-    WatchResponse,
+    Applied, Edge, Hello, ReportRequest, ReportResponse, Resource, SignRequest, SignResponse, TrustBundle,
+    WatchRequest, WatchResponse,
 };
 
 use crate::ca::{Ca, LeafOpts};
