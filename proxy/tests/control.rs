@@ -522,11 +522,6 @@ fn what_was_counted_is_told() {
         assert!(!edge.inbound && !edge.mtls && edge.failures == 0 && edge.retries == 0, "{edge:?}");
         assert_eq!(edge.durations.iter().sum::<u64>(), edge.requests, "{edge:?}");
     }
-    // Nothing new, nothing told.
-    let reports = control.reported().len();
-    std::thread::sleep(Duration::from_millis(2500));
-    assert_eq!(control.reported().len(), reports);
-
     control.kill();
     (0..3).for_each(|_| assert_eq!(get(addr).0, 200));
     control.restart();
@@ -542,6 +537,7 @@ fn what_was_counted_is_told() {
     proxy.sigterm();
     assert!(proxy.wait_exit(SOON).success());
     assert_eq!(control.reported().iter().map(|e| e.failures).sum::<u64>(), failed);
+    assert!(control.reported().iter().all(|e| e.requests > 0), "only what changed is told");
 }
 
 /// What is kept in the state folder was proven by a CA that is no more: the token counts again.
