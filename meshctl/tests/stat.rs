@@ -39,8 +39,8 @@ fn shop() -> TempDir {
     dir
 }
 
-fn stat(lab: &Lab, args: &[&str]) -> String {
-    let output = meshctl(&lab.home.join("labs"), &["stat", "--window", "1s"]).args(args).output().unwrap();
+fn stat(lab: &Lab, window: &str, args: &[&str]) -> String {
+    let output = meshctl(&lab.home.join("labs"), &["stat", "--window", window]).args(args).output().unwrap();
     assert!(output.status.success(), "{args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -72,7 +72,7 @@ fn every_request_is_on_its_edge() {
 
     let end = Instant::now() + LIMIT;
     let (web, outside) = loop {
-        let document: Value = serde_json::from_str(&stat(&lab, &["-o", "json"])).unwrap();
+        let document: Value = serde_json::from_str(&stat(&lab, "1s", &["-o", "json"])).unwrap();
         let edges = document["edges"].as_array().unwrap();
         let of = |from: Value| -> Vec<&Value> {
             edges.iter().filter(|e| e["from"]["workload"] == from && e["to"]["workload"] == "users").collect()
@@ -94,14 +94,14 @@ fn every_request_is_on_its_edge() {
     let lab_calls = || calls(&lab, "web", "", 40);
     let text = std::thread::scope(|scope| {
         scope.spawn(lab_calls);
-        stat(&lab, &["-w", "3s", "--from", "web"])
+        stat(&lab, "3s", &["--from", "web"])
     });
     let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!((text.lines().count(), &row[..2]), (2, &["web", "users"][..]), "{text}");
     assert!(row[2].parse::<f64>().unwrap() > 0.0 && row[3] == "100%" && row[7] == "yes", "{text}");
     assert!(row[4].ends_with("ms") && row[8] == "ns/shop/sa/web", "{text}");
-    assert_eq!(stat(&lab, &["--from", "outside"]), "nobody has called anybody in the last minutes\n");
-    let wide = stat(&lab, &["--to", "svc/users", "-o", "wide"]);
+    assert_eq!(stat(&lab, "1s", &["--from", "outside"]), "nobody has called anybody in the last minutes\n");
+    let wide = stat(&lab, "1s", &["--to", "svc/users", "-o", "wide"]);
     assert!(wide.contains("web.shop") && wide.contains("spiffe://cluster.local/ns/shop/sa/web"), "{wide}");
 }
 
@@ -137,10 +137,11 @@ fn a_live_table_on_a_terminal() {
     until("row", &|t| t.contains("ns/shop/sa/web"));
     // News go above it: it is taken away, and drawn again.
     run(&["scale", "users", "2"]);
-    until("news", &|t| t.matches(" is ready after ").count() == 4);
-    let seen = text();
-    let news = seen.rfind(" is ready after ").unwrap();
-    assert!(seen[..news].contains("\x1b[4A\x1b[J") && seen[news..].contains("who calls whom"), "{seen}");
+    let above = |t: &str| {
+        let last = t.rfind(" is ready after ").filter(|_| t.matches(" is ready after ").count() == 4)?;
+        Some(t[..last].contains("\x1b[3A\x1b[J") && t[last..].contains("who calls whom"))
+    };
+    until("news above the table", &|t| above(t) == Some(true));
     keys.write_all(b"q").unwrap();
     until("end", &|t| t.contains("exit="));
     let _ = child.wait();
