@@ -36,7 +36,7 @@ const HELP: &str = "\
 /status    each proxy: what it has, what it refuses and why
 /objects   every object and where it stands
 /errors    what is wrong with files, objects and documents, and what proxies refuse
-/edges     what proxies have counted
+/edges     who calls whom, as proxies have counted
 /metrics   for Prometheus
 ";
 
@@ -171,6 +171,7 @@ impl Admin {
             ("withheld", "Documents that are not sent.", current.view.withheld.len() as u64),
             ("services", "Services of the world.", current.view.services() as u64),
             ("pods", "Pods of the world.", current.view.pods() as u64),
+            ("edges", "Who calls whom, as proxies have told.", self.edges.count() as u64),
         ])
     }
 }

@@ -69,8 +69,8 @@ pub struct View {
 #[derive(Debug)]
 struct PodView {
     identity: SpiffeId,
+    workload: Arc<str>,
     labels: BTreeMap<String, String>,
-    owner: Arc<str>,
     proxy: Arc<Piece>,
     /// What its listeners name.
     refers: Vec<ServiceId>,
@@ -142,8 +142,9 @@ impl View {
                 continue;
             };
             let refers = listeners_refer(&pod.document, &id.namespace);
-            let (identity, labels, owner) = (pod.identity.clone(), pod.labels.clone(), pod.workload.name.clone());
-            view.pods.insert(id.clone(), PodView { identity, labels, owner, proxy, refers });
+            let (identity, labels) = (pod.identity.clone(), pod.labels.clone());
+            let workload = pod.workload.name.clone();
+            view.pods.insert(id.clone(), PodView { identity, workload, labels, proxy, refers });
         }
         view
     }
@@ -188,7 +189,13 @@ impl View {
 
     /// Whose replica a pod is.
     pub fn owner(&self, pod: &PodId) -> Option<Arc<str>> {
-        Some(self.pods.get(pod)?.owner.clone())
+        Some(self.pods.get(pod)?.workload.clone())
+    }
+
+    /// What a pod belongs to, if it is known and is who it should be.
+    pub fn workload(&self, pod: &PodId, identity: &SpiffeId) -> Option<&str> {
+        let own = self.pods.get(pod).filter(|own| own.identity == *identity)?;
+        Some(&*own.workload).filter(|name| !name.is_empty())
     }
 
     pub fn services(&self) -> usize {

@@ -70,6 +70,7 @@ counters! {
     sign_refused: "Requests for a certificate that were refused.",
     translations: "Worlds made from objects.",
     reports: "Reports of proxies.",
+    edges_dropped: "What reports told that made no sense or found no room.",
 }
 
 pub fn count(counter: &AtomicU64) {

@@ -340,7 +340,7 @@ fn what_proxies_count() {
         let leaf = control.join("demo", "web", "web-1").await;
         let mut client = control.client(Some(&leaf)).await;
         let edge = |n| Edge {
-            source: "web".into(),
+            source: "somebody-else".into(),
             source_identity: "spiffe://cluster.local/ns/demo/sa/somebody-else".into(),
             destination: "db".into(),
             requests: n,
@@ -354,6 +354,23 @@ fn what_proxies_count() {
         let one = &edges["edges"][0];
         assert_eq!((&one["requests"], &one["durations"]), (&json!(3), &json!([0, 3])));
         assert_eq!(one["sourceIdentity"], "spiffe://cluster.local/ns/demo/sa/web", "what the certificate says");
+        assert_eq!(one["source"], "web-1", "nothing says what this pod belongs to");
+        assert_eq!(control.metric("weft_control_reports_total").await, 2);
+        // As often as it likes is not taken; once in a while is.
+        let report = |n| tonic::codegen::tokio_stream::iter([ReportRequest { edges: vec![edge(n)] }]);
+        let mut refused = 0;
+        for _ in 0..50 {
+            if let Err(status) = client.report(report(1)).await {
+                assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+                refused += 1;
+            }
+        }
+        assert!(refused > 0);
+        let end = tokio::time::Instant::now() + SOON;
+        while client.report(report(1)).await.is_err() {
+            assert!(tokio::time::Instant::now() < end, "never taken again");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     });
 }
 

@@ -12,6 +12,7 @@ mod forward;
 mod image;
 mod inject;
 mod isolation;
+mod live;
 mod loopback;
 pub mod manifest;
 pub mod net;
@@ -60,6 +61,10 @@ pub struct Lab {
     /// What keeps pods apart; without it the first of these that this machine has
     #[arg(long, value_enum, value_name = "HOW")]
     isolation: Option<Isolation>,
+
+    /// News only, no live table of who calls whom; so it is wherever standard output is no terminal
+    #[arg(long)]
+    no_table: bool,
 
     /// Argument for the control plane (repeatable), as in --control-arg=--log=debug
     #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
@@ -183,8 +188,9 @@ impl Lab {
                 };
                 // The control plane reads it from wherever it runs.
                 let folder = folder.canonicalize().during(folder.display())?;
-                let (images, control_args, isolation) = (self.images, self.control_args, self.isolation);
-                let options = up::Options { folder, mesh, images, control_args, isolation };
+                let (images, control_args, isolation, table) =
+                    (self.images, self.control_args, self.isolation, !self.no_table);
+                let options = up::Options { folder, mesh, images, control_args, isolation, table };
                 done(runtime.block_on(up::run(options)))
             }
         }

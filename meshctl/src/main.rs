@@ -4,6 +4,7 @@ mod analyze;
 mod error;
 mod lab;
 mod place;
+mod stat;
 mod terminal;
 
 use clap::{Parser, Subcommand};
@@ -27,12 +28,15 @@ enum Command {
     Lab(Box<lab::Lab>),
     /// Say what the mesh makes of manifests: mistakes, and what became of every field
     Analyze(analyze::Analyze),
+    /// Say who calls whom in a running lab, how often and how well
+    Stat(stat::Stat),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(lab) => lab.run(),
         Command::Analyze(analyze) => analyze.run(),
+        Command::Stat(stat) => stat.run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("{error}");
@@ -56,6 +60,8 @@ mod tests {
             &["meshctl", "lab", "scale", "web", "3"],
             &["meshctl", "analyze", "examples/a", "--fields"],
             &["meshctl", "analyze", "examples/a", "-o", "json"],
+            &["meshctl", "stat", "--from", "web", "--to", "svc/users", "-w", "10s", "-o", "wide"],
+            &["meshctl", "stat", "--watch", "--lab", "abcdef"],
         ] {
             assert!(Cli::try_parse_from(good).is_ok(), "{good:?}");
         }
@@ -63,6 +69,8 @@ mod tests {
             &["meshctl", "lab"][..],
             &["meshctl", "lab", "a", "--no-mesh", "--mesh-all"],
             &["meshctl", "lab", "a", "--image", "x"],
+            &["meshctl", "stat", "--window", "0s"],
+            &["meshctl", "stat", "--from", "a/b/c"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -634,6 +634,45 @@ fn record_a_session() {
     wire::record("v0.1/proxy.session", &control.said());
 }
 
+/// Who called whom, without the control plane having been there all the time.
+#[test]
+fn what_was_counted_is_told() {
+    let (app, broken) = (named("one"), Backend::start(always(Reply::text(500, "no".to_string()))));
+    let addr = free_addr();
+    let mut control = control(addr, &app);
+    let pod = Pod::new(&control, "web");
+    let mut proxy = pod.start();
+    let told = |control: &Control, requests: u64| {
+        let sum = || control.reported().iter().map(|e| e.requests).sum::<u64>();
+        until(&format!("{requests} requests are told, and not {}", sum()), SOON, || sum() >= requests);
+        assert_eq!(sum(), requests);
+    };
+    (0..5).for_each(|_| assert_eq!(get(addr).0, 200));
+    told(&control, 5);
+    for edge in control.reported() {
+        let names = [&edge.source, &edge.source_namespace, &edge.destination_service, &edge.destination_namespace];
+        assert_eq!(names, ["web", "demo", "app", "demo"]);
+        assert!(!edge.inbound && !edge.mtls && edge.failures == 0 && edge.retries == 0, "{edge:?}");
+        assert_eq!(edge.durations.iter().sum::<u64>(), edge.requests, "{edge:?}");
+    }
+    control.kill();
+    (0..3).for_each(|_| assert_eq!(get(addr).0, 200));
+    control.restart();
+    told(&control, 8);
+    control.set("endpoints/demo/app/80", endpoints(&[&broken]));
+    let mut failed = 0;
+    until("the broken one answers", SOON, || {
+        let status = get(addr).0;
+        failed += u64::from(status == 500);
+        status == 500
+    });
+    // Its last words.
+    proxy.sigterm();
+    assert!(proxy.wait_exit(SOON).success());
+    assert_eq!(control.reported().iter().map(|e| e.failures).sum::<u64>(), failed);
+    assert!(control.reported().iter().all(|e| e.requests > 0), "only what changed is told");
+}
+
 /// What is kept in the state folder was proven by a CA that is no more: the token counts again.
 #[test]
 fn a_control_plane_with_another_ca() {

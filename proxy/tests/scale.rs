@@ -142,7 +142,7 @@ impl Client {
             everything: false,
         };
         let links = Links::new(&options.target);
-        let (mut updates, demand, following) = control::follow(options, links.clone());
+        let (mut updates, demand, _reporter, following) = control::follow(options, links.clone());
         tokio::task::spawn_local(following);
         let newest = Rc::new(RefCell::new(None));
         let kept = newest.clone();

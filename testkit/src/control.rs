@@ -20,8 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 use weft_proto::v1::mesh_server::{Mesh, MeshServer};
 use weft_proto::v1::watch_request::Kind;
 use weft_proto::v1::{
-    Applied, Hello, ReportRequest, ReportResponse, Resource, SignRequest, SignResponse, TrustBundle, WatchRequest,
-    WatchResponse,
+    Applied, Edge, Hello, ReportRequest, ReportResponse, Resource, SignRequest, SignResponse, TrustBundle,
+    WatchRequest, WatchResponse,
 };
 
 use crate::ca::{Ca, LeafOpts};
@@ -58,6 +58,7 @@ struct State {
     subscribed: Vec<String>,
     applied: Vec<Applied>,
     signed: Vec<Signed>,
+    reported: Vec<Edge>,
 }
 
 struct Shared {
@@ -121,6 +122,7 @@ impl Control {
             subscribed: Vec::new(),
             applied: Vec::new(),
             signed: Vec::new(),
+            reported: Vec::new(),
         };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), changed: watch::Sender::new(0), heard: Condvar::new() });
@@ -219,6 +221,11 @@ impl Control {
 
     pub fn applied(&self) -> Vec<Applied> {
         self.shared.state().applied.clone()
+    }
+
+    /// What proxies told that they have counted, in order.
+    pub fn reported(&self) -> Vec<Edge> {
+        self.shared.state().reported.clone()
     }
 
     /// The answer to the newest version of a resource, once it is there: the error, empty when it was taken.
@@ -459,7 +466,13 @@ impl Mesh for Server {
         Ok(Response::new(ReceiverStream::new(sent)))
     }
 
-    async fn report(&self, _: Request<Streaming<ReportRequest>>) -> Result<Response<ReportResponse>, Status> {
+    async fn report(&self, request: Request<Streaming<ReportRequest>>) -> Result<Response<ReportResponse>, Status> {
+        let (mut reports, mut told) = (request.into_inner(), Vec::new());
+        while let Some(report) = reports.message().await? {
+            told.extend(report.edges);
+        }
+        self.0.state().reported.extend(told);
+        self.0.heard.notify_all();
         Ok(Response::new(ReportResponse {}))
     }
 }

@@ -6,12 +6,13 @@ use crate::identity::ca::seconds;
 use crate::identity::sign::{SignError, Signer};
 use crate::identity::{Authority, Caller};
 use crate::report::Edges;
-use crate::status::{Status as Known, count};
+use crate::status::{Status as Known, add, count};
 use crate::world::Current;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_proto::v1::mesh_server::Mesh;
@@ -22,6 +23,8 @@ use weft_proto::v1::{
 /// Signing at a time, and how long the others wait.
 const SIGNERS: usize = 8;
 const SIGN_WAIT: Duration = Duration::from_secs(5);
+/// Messages of a report are taken no faster.
+const REPORTS: Duration = Duration::from_millis(20);
 
 /// What a connection's handshake has proven; put into every request by whoever accepts connections.
 #[derive(Clone, Debug)]
@@ -121,13 +124,20 @@ impl Mesh for Server {
 
     async fn report(&self, request: Request<Streaming<ReportRequest>>) -> Result<Response<ReportResponse>, Status> {
         let (caller, _) = caller(&request, &self.known)?;
+        let seat = self.edges.enter(&caller.pod);
+        let _seat = seat.ok_or_else(|| Status::resource_exhausted("this pod reports too often"))?;
+        let mut pace = tokio::time::interval(REPORTS);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reports = request.into_inner();
         while let Some(report) = reports.message().await? {
             if !caller.counts(SystemTime::now()) {
                 return Err(Status::unauthenticated("the certificate of this connection has ended"));
             }
+            pace.tick().await;
             count(&self.known.counters.reports);
-            self.edges.add(&caller, report.edges);
+            let current = self.worlds.borrow().clone();
+            let workload = current.view.workload(&caller.pod, &caller.id).unwrap_or(&caller.pod.name);
+            add(&self.known.counters.edges_dropped, self.edges.add(&caller, workload, report.edges));
         }
         Ok(Response::new(ReportResponse {}))
     }

@@ -8,6 +8,7 @@ use super::forward::Forward;
 use super::image::{Mapping, Program};
 use super::inject::{self, Mesh, Namespace};
 use super::isolation::{self, Isolation};
+use super::live::{self, Live};
 use super::loopback;
 use super::manifest::{Folder, Manifests};
 use super::net::{self, Netns, Network};
@@ -37,6 +38,8 @@ pub struct Options {
     pub control_args: Vec<String>,
     /// The one to have, whether the machine is one for it or not.
     pub isolation: Option<Isolation>,
+    /// Who calls whom, drawn again every second while somebody looks.
+    pub table: bool,
 }
 
 /// How often the folder is looked at.
@@ -81,6 +84,7 @@ struct Up {
     told: Instant,
     began: Instant,
     settled: bool,
+    live: Option<Live>,
 }
 
 struct Signals([Signal; 3]);
@@ -178,11 +182,13 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         told: Instant::now(),
         began: Instant::now(),
         settled: false,
+        live: None,
     };
     let outcome = tokio::select! {
         outcome = up.keep() => outcome,
         () = signals.any() => Ok(()),
     };
+    up.live = None;
     println!("\nstopping (once more to stop at once)");
     up.end(signals).await;
     naming.inspect(JoinHandle::abort);
@@ -233,7 +239,7 @@ impl Up {
     /// Each thing once.
     fn say(&mut self, text: String) {
         if self.said.insert(text.clone()) {
-            println!("{text}");
+            live::say(&text);
         }
     }
 
@@ -260,7 +266,7 @@ impl Up {
             None
         };
         if let Some(line) = line {
-            println!("{}", line.trim_end());
+            live::say(line.trim_end());
         }
     }
 
@@ -307,7 +313,7 @@ impl Up {
         for (key, pod) in &mut self.pods {
             if !wanted.contains(key) && !pod.stopping {
                 pod.stopping = true;
-                println!("{} is going", pod.plan.name);
+                live::say(&format!("{} is going", pod.plan.name));
                 let (stop, grace) = (pod.stop.clone(), pod.plan.template().grace);
                 tokio::spawn(async move {
                     tokio::time::sleep(LEAVING).await;
@@ -462,6 +468,9 @@ impl Up {
                 "\nIt follows its manifests, until Ctrl-C: edit a file of {} and see.",
                 self.options.folder.display()
             );
+            if self.options.table && self.context.control.is_some() {
+                self.live = Live::start(self.context.lab.clone());
+            }
         }
         Ok(())
     }
@@ -566,7 +575,7 @@ impl Up {
         let logs = std::fs::read_dir(self.context.lab.logs()).into_iter().flatten().flatten();
         for path in logs.map(|l| l.path()).filter(|p| p.extension().is_some_and(|e| e == "log")) {
             if std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_LOG) && copy_and_empty(&path).is_err() {
-                eprintln!("warning: {} is long and cannot be cut", path.display());
+                live::say(&format!("warning: {} is long and cannot be cut", path.display()));
             }
         }
     }

@@ -8,12 +8,13 @@ use super::dial::{Wrong, dial};
 use super::link::Links;
 use super::member::{Member, left};
 use super::plan::{Plan, Taken};
+use super::report::Client;
 use super::state::Folder;
 use super::{MAX_MESSAGE, Options, Update};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use weft_proto::v1::mesh_client::MeshClient;
@@ -37,6 +38,8 @@ pub struct Follower {
     pub plan: Plan,
     /// `None`: everything is subscribed to.
     pub demand: Option<Demand>,
+    /// Who may be told what was counted.
+    clients: watch::Sender<Client>,
     subscribed: BTreeSet<String>,
     /// Something is in force.
     started: bool,
@@ -64,6 +67,7 @@ impl Follower {
         member: &Rc<Member>,
         updates: mpsc::Sender<Update>,
         demand: Option<Demand>,
+        clients: watch::Sender<Client>,
     ) -> Self {
         Self {
             plan: Plan::new(&options.namespace, &options.pod, folder.path().into()),
@@ -73,6 +77,7 @@ impl Follower {
             member: member.clone(),
             updates,
             demand,
+            clients,
             subscribed: BTreeSet::new(),
             started: false,
             changed: false,
@@ -95,7 +100,9 @@ impl Follower {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let generation = self.member.live.generation();
-            let wrong = match self.watch(&mut backoff).await {
+            let watched = self.watch(&mut backoff).await;
+            self.clients.send_replace(None);
+            let wrong = match watched {
                 Ok(Ended::Over) => return,
                 Ok(Ended::Outlived) => continue,
                 Err(wrong) => wrong,
@@ -142,6 +149,7 @@ impl Follower {
         if self.links.connected(true) {
             tracing::info!(control = %self.options.target, "control plane connected");
         }
+        self.clients.send_replace(Some(client));
         let mut complete = false;
         let mut old_age = std::pin::pin!(tokio::time::sleep(left(&material.identity).mul_f64(0.9)));
         let mut aged = false;
