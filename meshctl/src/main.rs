@@ -1,11 +1,16 @@
 //! `meshctl`: what a person types.
 
 mod analyze;
+mod completions;
 mod error;
+mod explain;
 mod lab;
 mod place;
+mod proxy;
 mod stat;
+mod status;
 mod terminal;
+mod version;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -30,6 +35,16 @@ enum Command {
     Analyze(analyze::Analyze),
     /// Say who calls whom in a running lab, how often and how well
     Stat(stat::Stat),
+    /// Say what would happen to a request, and which object says so
+    Explain(Box<explain::Explain>),
+    /// Look into the sidecars of a running lab
+    Proxy(proxy::Proxy),
+    /// Say whether every sidecar of a running lab has what it should, and what is wrong
+    Status(status::Status),
+    /// Print versions: of this program, and of a running lab's
+    Version(version::Version),
+    /// Print what a shell needs to complete these commands
+    Completions(completions::Completions),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +52,11 @@ fn main() -> ExitCode {
         Command::Lab(lab) => lab.run(),
         Command::Analyze(analyze) => analyze.run(),
         Command::Stat(stat) => stat.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Proxy(proxy) => proxy.run(),
+        Command::Status(status) => status.run(),
+        Command::Version(version) => version.run(),
+        Command::Completions(completions) => completions.run(&mut <Cli as clap::CommandFactory>::command()),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("{error}");
@@ -62,6 +82,12 @@ mod tests {
             &["meshctl", "analyze", "examples/a", "-o", "json"],
             &["meshctl", "stat", "--from", "web", "--to", "svc/users", "-w", "10s", "-o", "wide"],
             &["meshctl", "stat", "--watch", "--lab", "abcdef"],
+            &["meshctl", "explain", "GET", "http://web/", "--from", "client", "-H", "a: b", "--dir", "examples/a"],
+            &["meshctl", "proxy", "clusters", "web", "-o", "json"],
+            &["meshctl", "proxy", "log-level", "web", "debug"],
+            &["meshctl", "status", "-o", "wide"],
+            &["meshctl", "version", "--lab", "abc"],
+            &["meshctl", "completions", "zsh"],
         ] {
             assert!(Cli::try_parse_from(good).is_ok(), "{good:?}");
         }
@@ -71,6 +97,8 @@ mod tests {
             &["meshctl", "lab", "a", "--image", "x"],
             &["meshctl", "stat", "--window", "0s"],
             &["meshctl", "stat", "--from", "a/b/c"],
+            &["meshctl", "explain", "GET", "http://web/"],
+            &["meshctl", "completions", "tcsh"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -730,7 +730,8 @@ fn a_full_disk_for_the_plan() {
     let saved = |what: &str| std::fs::read_to_string(&plan).is_ok_and(|text| text.contains(what));
     until("the plan is on disk", SOON, || saved(&one.addr().to_string()));
 
-    let headers: serde_json::Map<String, Value> = (0..10).map(|n| (format!("x-{n}"), "x".repeat(6000).into())).collect();
+    let headers: serde_json::Map<String, Value> =
+        (0..10).map(|n| (format!("x-{n}"), "x".repeat(6000).into())).collect();
     let large = json!({"responseHeaders": {"set": headers}});
     control.set("service/demo/app", service("app", &json!({"routes": [large]})));
     control.set("endpoints/demo/app/80", endpoints(&[&two]));
