@@ -59,6 +59,11 @@ pub fn wide(rows: &[Row], coloured: bool) -> String {
     table(&heading, &cells, coloured)
 }
 
+/// One edge in words.
+pub fn call(row: &Row) -> String {
+    format!("{} -> {}", from(row, true).0, to(row, true).0)
+}
+
 fn text(text: &str) -> Cell {
     (if text.is_empty() { "-" } else { text }.into(), Tone::Plain)
 }
