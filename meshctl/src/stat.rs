@@ -13,6 +13,7 @@ use crate::terminal::coloured;
 use clap::{Args, ValueEnum};
 use edges::{History, Row, Snapshot, Wanted};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -104,7 +105,7 @@ impl Stat {
                 let document = as_json(&rows, history.seconds());
                 return if self.watch { format!("{document}\n") } else { format!("{document:#}\n") };
             }
-            _ if rows.is_empty() => "nobody has called anybody in the last minutes\n".into(),
+            _ if rows.is_empty() => nobody(history),
             Output::Table => table::plain(&rows, coloured()),
             Output::Wide => table::wide(&rows, coloured()),
         };
@@ -112,6 +113,18 @@ impl Stat {
             true => format!("\x1b[H\x1b[J{text}"),
             false if self.watch => format!("{text}\n"),
             false => text,
+        }
+    }
+}
+
+/// Why there is nothing to show: perhaps only of those who were asked for.
+fn nobody(history: &History) -> String {
+    let calls: BTreeSet<String> =
+        history.rows(true, &Wanted::default()).iter().map(|row| format!("  {}\n", table::call(row))).collect();
+    match calls.is_empty() {
+        true => "nobody has called anybody in the last minutes\n".into(),
+        false => {
+            format!("no such calls in the last minutes; these there were:\n{}", calls.into_iter().collect::<String>())
         }
     }
 }

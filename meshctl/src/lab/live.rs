@@ -155,7 +155,9 @@ impl Live {
         if !stdout().is_terminal() || !in_foreground() {
             return None;
         }
-        Some(Self { drawing: tokio::spawn(draw(Door::control(&lab))), _keys: Keys::listen() })
+        let keys = Keys::listen();
+        let end = if keys.is_some() { "q" } else { "Ctrl-C" };
+        Some(Self { drawing: tokio::spawn(draw(Door::control(&lab), end)), _keys: keys })
     }
 }
 
@@ -168,7 +170,7 @@ impl Drop for Live {
     }
 }
 
-async fn draw(door: Door) {
+async fn draw(door: Door, end: &'static str) {
     let mut history = History::new(WINDOW);
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -178,25 +180,23 @@ async fn draw(door: Door) {
         if let Ok(edges) = &asked {
             history.push(Snapshot::of(edges));
         }
-        let lines = lines(&history, asked.is_ok(), coloured());
+        let note = match asked {
+            Ok(_) => format!("last {:.0} s; {end} ends the lab", history.seconds().max(1.0)),
+            Err(_) => "the control plane does not answer: meshctl lab logs control".into(),
+        };
+        let lines = lines(&history, &note, coloured());
         screen().put(lines);
     }
 }
 
-fn lines(history: &History, answered: bool, coloured: bool) -> Vec<String> {
+fn lines(history: &History, note: &str, coloured: bool) -> Vec<String> {
     let rows = history.rows(true, &Wanted::default());
-    let mut lines = vec![String::new()];
+    let mut lines = vec![paint(&format!("-- who calls whom -- {note}"), Tone::Faint, coloured)];
     if rows.is_empty() {
         lines.push("Nobody has called anybody yet.".into());
     } else {
         lines.extend(table::plain(&rows, coloured).lines().map(String::from));
     }
-    let note = match answered {
-        true => format!("last {:.0} s; q ends the lab", history.seconds().max(1.0)),
-        false => "the control plane does not answer: meshctl lab logs control".into(),
-    };
-    // Above the rows, which may be too many for the terminal.
-    lines[0] = paint(&format!("-- who calls whom -- {note}"), Tone::Faint, coloured);
     lines
 }
 

@@ -14,7 +14,7 @@ pub fn plain(rows: &[Row], coloured: bool) -> String {
         .map(|row| {
             let mut cells = vec![from(row, many), to(row, many)];
             cells.extend(figures(row));
-            cells.push((if row.mtls { short(&row.from.identity) } else { "-" }.into(), Tone::Faint));
+            cells.push((if row.mtls { short(&row.from.identity) } else { "-".into() }, Tone::Faint));
             cells
         })
         .collect();
@@ -57,6 +57,11 @@ pub fn wide(rows: &[Row], coloured: bool) -> String {
         "IDENTITY",
     ];
     table(&heading, &cells, coloured)
+}
+
+/// One edge in words.
+pub fn call(row: &Row) -> String {
+    format!("{} -> {}", from(row, true).0, to(row, true).0)
 }
 
 fn text(text: &str) -> Cell {
@@ -128,9 +133,10 @@ fn latency(seconds: f64) -> String {
     }
 }
 
-/// Without what all identities of a mesh begin with.
-fn short(identity: &str) -> &str {
-    identity.find("/ns/").map_or(identity, |at| &identity[at + 1..])
+/// NAMESPACE/ACCOUNT where it says so, without what all identities of a mesh have.
+fn short(identity: &str) -> String {
+    let account = identity.split_once("/ns/").and_then(|(_, rest)| rest.split_once("/sa/"));
+    account.map_or_else(|| identity.into(), |(namespace, account)| format!("{namespace}/{account}"))
 }
 
 #[cfg(test)]
@@ -169,8 +175,8 @@ mod tests {
         assert_eq!(words[0], ["FROM", "TO", "RPS", "SUCCESS", "P50", "P95", "P99", "MTLS", "IDENTITY"]);
         // All but the rate, which is a matter of microseconds here.
         let rest = |n: usize| [&words[n][..2], &words[n][3..]].concat();
-        assert_eq!(rest(1), ["web", "users", "100%", "0.8ms", "1.0ms", "1.0ms", "yes", "ns/shop/sa/web"]);
-        assert_eq!(rest(2), ["web", "users-v2", "63.00%", "0.8ms", "1.0ms", "1.0ms", "yes", "ns/shop/sa/web"]);
+        assert_eq!(rest(1), ["web", "users", "100%", "0.8ms", "1.0ms", "1.0ms", "yes", "shop/web"]);
+        assert_eq!(rest(2), ["web", "users-v2", "63.00%", "0.8ms", "1.0ms", "1.0ms", "yes", "shop/web"]);
         assert_eq!(rest(3), ["(unmeshed)", "users", "100%", "0.8ms", "1.0ms", "1.0ms", "no", "-"]);
         assert_eq!(rest(4), ["web", "ghost", "0.00%", "0.8ms", "1.0ms", "1.0ms", "-", "-"]);
         let wide = wide(&rows(), false);
@@ -182,6 +188,7 @@ mod tests {
         assert_eq!([0.0, 0.25, 99.94, 1234.4].map(rate), ["0.0", "0.2", "99.9", "1234"]);
         assert_eq!([1.0, 0.999_999, 0.5, 0.0].map(percent), ["100%", "99.99%", "50.00%", "0.00%"]);
         assert_eq!([0.000_1, 0.012, 0.9996, 12.0].map(latency), ["0.1ms", "12ms", "1.0s", "12.0s"]);
-        assert_eq!(short("spiffe://cluster.local/ns/shop/sa/web"), "ns/shop/sa/web");
+        assert_eq!(short("spiffe://cluster.local/ns/shop/sa/web"), "shop/web");
+        assert_eq!(short("web.example.com"), "web.example.com");
     }
 }
