@@ -26,8 +26,8 @@ use weft_testkit::proxy::{Proxy, Start};
 use weft_testkit::rng::Rng;
 
 const SOON: Duration = Duration::from_secs(30);
-const CONFIGURATIONS: u64 = 32;
-const REQUESTS: usize = 6;
+const CONFIGURATIONS: u64 = 30;
+const REQUESTS: usize = 5;
 /// Enough that who gets a quarter of them is seen: it is missed once in thirty million times.
 const MANY: usize = 60;
 
@@ -200,7 +200,7 @@ impl Maker<'_> {
             if self.chance(30) {
                 text.push_str("    timeout: 400ms\n");
             }
-            if self.chance(30) {
+            if self.chance(45) {
                 let fault = self.one(&[
                     "abort: {percentage: {value: 100}, httpStatus: 418}",
                     "abort: {percentage: {value: 0}, httpStatus: 418}",
