@@ -51,6 +51,7 @@ mod tests {
         for good in [
             &["meshctl", "lab", "examples/a"][..],
             &["meshctl", "lab", "examples/a", "--no-mesh", "--image", "a/b=sleep 1"],
+            &["meshctl", "lab", "examples/a", "--isolation", "loopback"],
             &["meshctl", "lab", "ps", "-o", "json"],
             &["meshctl", "lab", "exec", "web", "--", "curl", "-s", "http://a"],
             &["meshctl", "lab", "scale", "web", "3"],
@@ -63,6 +64,7 @@ mod tests {
             &["meshctl", "lab"][..],
             &["meshctl", "lab", "a", "--no-mesh", "--mesh-all"],
             &["meshctl", "lab", "a", "--image", "x"],
+            &["meshctl", "lab", "a", "--isolation", "vm"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }
