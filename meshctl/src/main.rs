@@ -75,6 +75,7 @@ mod tests {
         for good in [
             &["meshctl", "lab", "examples/a"][..],
             &["meshctl", "lab", "examples/a", "--no-mesh", "--image", "a/b=sleep 1"],
+            &["meshctl", "lab", "examples/a", "--isolation", "loopback"],
             &["meshctl", "lab", "ps", "-o", "json"],
             &["meshctl", "lab", "exec", "web", "--", "curl", "-s", "http://a"],
             &["meshctl", "lab", "scale", "web", "3"],
@@ -99,6 +100,7 @@ mod tests {
             &["meshctl", "stat", "--from", "a/b/c"],
             &["meshctl", "explain", "GET", "http://web/"],
             &["meshctl", "completions", "tcsh"],
+            &["meshctl", "lab", "a", "--isolation", "vm"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -113,8 +113,8 @@ fn on_loopback() {
     // Another one beside it, whose names are its own.
     let other = echo("other");
     let mut beside = Lab::start(other.path(), &["--no-mesh", "--isolation", "loopback"]);
-    let address = beside.ready("web", 1)[0]["address"].to_string();
-    assert!(lab.ps()["pods"].as_array().unwrap().iter().all(|p| p["address"].to_string() != address), "{address}");
+    let address = beside.ready("web", 1)[0]["address"].clone();
+    assert!(lab.ps()["pods"].as_array().unwrap().iter().all(|p| p["address"] != address), "{address}");
     for name in ["web", "web.default", "web.default.svc.cluster.local:80"] {
         assert_eq!(beside.ask("web", &format!("http://{name}/"))["version"], "other");
     }

@@ -38,7 +38,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 const TRIAL: &str = "\
 ip link add weft0 type veth peer name weft1 && \
 echo 'table ip weft { chain c { type nat hook output priority -100; meta l4proto tcp redirect to :1; }; }' | nft -f - && \
-mount --bind /etc/hosts /etc/hosts";
+echo 1 >/proc/sys/net/ipv4/ip_forward && mount --bind /etc/hosts /etc/hosts";
 
 impl Isolation {
     pub fn name(self) -> &'static str {

@@ -130,7 +130,9 @@ pub fn are_free(address: Ipv4Addr, ports: &[(u16, u16)]) -> std::result::Result<
 }
 
 fn taken(address: Ipv4Addr, port: u16, error: &std::io::Error) -> String {
-    format!("{address}:{port}: {error}; does a program of this machine listen on port {port} everywhere?")
+    format!(
+        "{address}:{port}: {error}; does a program of this machine listen on port {port} everywhere? End it, and meshctl lab restart"
+    )
 }
 
 impl Front {
