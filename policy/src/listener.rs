@@ -169,8 +169,6 @@ pub struct Config {
     /// The mesh's own addresses: while nobody has said what one of them means, it is no unknown destination.
     pub mesh_ranges: Vec<IpNet>,
     pub limits: Limits,
-    /// Trusted proxies in front of this one, for `x-forwarded-for`.
-    pub trusted_hops: u32,
 }
 
 impl Role {
@@ -285,7 +283,6 @@ impl Config {
                 .opt("meshRanges", |c| c.list(|c| c.parse("a range of addresses, such as 10.244.0.0/16")))
                 .unwrap_or_default();
             let limits = f.opt("limits", Limits::read).unwrap_or_default();
-            let trusted_hops = f.or("trustedHops", 0, |c| c.int(0, 32).map(|i| i as u32));
             let config = Self {
                 name: name?.into(),
                 role: role?,
@@ -302,7 +299,6 @@ impl Config {
                 unknown,
                 mesh_ranges,
                 limits,
-                trusted_hops,
             };
             config.check(f);
             Some(config)
