@@ -11,8 +11,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use weft_control::identity::token::{self, Binding};
+use weft_testkit::ca::Ca;
 use weft_testkit::dir::TempDir;
 use weft_testkit::wait::{block_on, until};
+use weft_tls::Identity;
 
 const BIN: &str = env!("CARGO_BIN_EXE_weft-control");
 
@@ -150,6 +152,17 @@ fn from_manifests_to_a_proxy() {
         let client = rig::connect(process.address, bundle(), None, SERVER).await.unwrap();
         let (key, csr) = request(&[]);
         let leaf = identity(&key, &sign(client, csr, token.trim()).await.unwrap());
+        // Somebody who has stolen the token, somebody without a certificate, and somebody with one of another mesh.
+        let thief = rig::connect(process.address, bundle(), None, SERVER).await.unwrap();
+        assert!(sign(thief.clone(), request(&[]).1, token.trim()).await.is_err());
+        assert!(Stream::open(thief).await.is_err());
+        let foreign = Ca::new("other.domain").workload("demo", "web");
+        let foreign = Identity::from_pem(foreign.cert_pem.as_bytes(), foreign.key_pem.as_bytes()).unwrap();
+        let _ = rig::connect(process.address, bundle(), Some(&foreign), SERVER).await;
+        let logged = |what: &str| process.log.lock().unwrap().iter().any(|l| l.contains("WARN") && l.contains(what));
+        for what in ["the join token is unknown", "no certificate of a pod", "a client's certificate is refused"] {
+            until(what, SOON, || logged(what));
+        }
         let client = rig::connect(process.address, bundle(), Some(&leaf), SERVER).await.unwrap();
         let mut stream = Stream::open(client).await.unwrap();
         stream.hello(&[]).await;
@@ -221,7 +234,7 @@ fn commands_say_what_is_wrong() {
 #[test]
 fn a_missing_privilege() {
     let (manifests, state) = (TempDir::new(), TempDir::new());
-    std::fs::set_permissions(state.path(), std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(state.path(), std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set", "-dac_override,-dac_read_search", BIN, "--listen", "127.0.0.1:0", "--dir"]);
     let out = command.arg(manifests.path()).arg("--state").arg(state.path()).output().unwrap();

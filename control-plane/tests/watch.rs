@@ -205,6 +205,14 @@ fn what_replicas_use_is_sent_ahead() {
         assert_eq!(second.step().await.changed, ["endpoints/demo/api/80", "endpoints/demo/db/80"]);
         assert_eq!(join("job-1").await.step().await.changed, ["trust", "proxy"]);
 
+        // Who knows already what it calls gets that.
+        let mut knows = open(&control, "demo", "web", "web-2").await;
+        knows.hello(&[]).await;
+        knows.subscribe(&["host/api:80"], &[]).await;
+        knows.step().await;
+        assert!(knows.have.contains_key("host/api:80") && !knows.have.contains_key("host/db:80"));
+        drop(knows);
+
         // Remembered for a while after the last one has gone.
         drop((first, second));
         control.status_until(|s| s["proxies"].as_array().unwrap().iter().all(|p| p["connected"] == false)).await;

@@ -163,8 +163,8 @@ impl Session {
             let workload = (self.caller.id.clone(), owner);
             let ahead = self.siblings.ahead(&workload, Moment::now());
             self.uses = Some(Uses::new(&self.siblings, workload));
-            // Who asks for everything needs nothing ahead.
-            if !ahead.is_empty() && !self.subscriptions.contains("*") {
+            // Who asks for everything needs nothing ahead, and who comes back knows already what it calls.
+            if !ahead.is_empty() && !self.subscriptions.iter().any(|name| name == "*" || is_destination(name)) {
                 self.subscriptions.extend(ahead);
                 wanted = self.wanted(current)?;
             }
