@@ -1,9 +1,15 @@
 //! `meshctl`: what a person types.
 
 mod analyze;
+mod apply;
+mod delete;
+mod edit;
 mod error;
+mod get;
 mod lab;
+mod objects;
 mod place;
+mod route;
 mod terminal;
 
 use clap::{Parser, Subcommand};
@@ -27,12 +33,21 @@ enum Command {
     Lab(Box<lab::Lab>),
     /// Say what the mesh makes of manifests: mistakes, and what became of every field
     Analyze(analyze::Analyze),
+    /// Routes of Services: show them, change shares, timeouts and retries where they are written
+    Route(Box<route::Route>),
+    Apply(apply::Apply),
+    Delete(delete::Delete),
+    Get(get::Get),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(lab) => lab.run(),
         Command::Analyze(analyze) => analyze.run(),
+        Command::Apply(apply) => apply.run(),
+        Command::Delete(delete) => delete.run(),
+        Command::Get(get) => get.run(),
+        Command::Route(route) => route.run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("{error}");
