@@ -154,7 +154,7 @@ impl Status {
                 "resources": resources,
             })
         });
-        json!({ "proxies": all.collect::<Vec<Value>>() })
+        json!({ "version": env!("CARGO_PKG_VERSION"), "proxies": all.collect::<Vec<Value>>() })
     }
 
     /// Prometheus' text format; `gauges` are what others know.

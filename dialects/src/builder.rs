@@ -6,7 +6,7 @@
 
 use crate::conflict;
 use crate::istio::peer_authentication;
-use crate::ledger::Ledger;
+use crate::ledger::{Document, Ledger};
 use crate::object::{ObjectRef, Objects};
 use crate::reader::Source;
 use crate::world::{self, Clients, PodId, World};
@@ -98,9 +98,25 @@ pub struct RouteSet {
     pub specific: u32,
     pub clients: Clients,
     pub order: Order,
-    /// Each an entry of `routes`; one without `to`, `redirect` and `respond` goes to the service, or as a split says.
-    pub routes: Vec<For<Value>>,
+    pub routes: Vec<Route>,
     pub port: u16,
+}
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub clients: Clients,
+    /// An entry of `routes`; one without `to`, `redirect` and `respond` goes to the service, or as a split says.
+    pub what: Value,
+    pub from: Source,
+    /// Fields of it that somebody else has said: `retry`, `timeout.request`.
+    pub others: BTreeMap<String, Source>,
+}
+
+impl Route {
+    pub fn new(clients: Clients, what: Value, from: Source) -> Self {
+        Self { clients, what, from, others: BTreeMap::new() }
+    }
 }
 
 /// Where what goes to a service goes instead, by weight.
@@ -131,6 +147,7 @@ pub struct Subset {
     pub name: String,
     pub labels: BTreeMap<String, String>,
     pub policy: Map<String, Value>,
+    pub from: Source,
 }
 
 impl Subset {
@@ -236,7 +253,9 @@ impl<'a> Builder<'a> {
         let known: BTreeSet<ServiceId> = services.keys().cloned().collect();
         crate::overlay::apply(&mut services, std::mem::take(&mut self.overlays), &mut outcome, ledger);
         for (id, service) in &services {
-            let variants = service.variants(id, &known, &mut outcome);
+            let (variants, origins): (Vec<_>, Vec<_>) = service.variants(id, &known, &mut outcome).into_iter().unzip();
+            let told = origins.into_iter().enumerate().filter(|(_, origins)| !origins.is_empty());
+            ledger.origins.extend(told.map(|(i, origins)| (Document::Service(id.clone(), i), origins)));
             let endpoints = service.ports.iter().map(|(port, p)| (*port, Value::Array(p.endpoints.clone()))).collect();
             world.services.insert(id.clone(), world::Service { variants, endpoints });
         }
@@ -245,7 +264,7 @@ impl<'a> Builder<'a> {
             conflict::lost(&loser, &winner.object, "its own scope", ledger);
         }
         self.services = services;
-        world.pods = crate::kubernetes::pod::documents(&self);
+        world.pods = crate::kubernetes::pod::documents(&self, ledger);
         world
     }
 }
@@ -284,7 +303,7 @@ impl Service {
         id: &ServiceId,
         known: &BTreeSet<ServiceId>,
         outcome: &mut conflict::Outcome,
-    ) -> Vec<world::Variant> {
+    ) -> Vec<(world::Variant, BTreeMap<String, Source>)> {
         let hosts = self.hosts.iter().chain(&self.server_names).map(|h| &h.clients);
         let routes = self.routes.iter().flat_map(|s| s.routes.iter().map(|r| &r.clients).chain([&s.clients]));
         let rest = self.splits.iter().map(|s| &s.clients).chain(self.policies.iter().map(|s| &s.clients));
@@ -309,7 +328,8 @@ impl Service {
         class: variants::Class,
         known: &BTreeSet<ServiceId>,
         outcome: &mut conflict::Outcome,
-    ) -> world::Variant {
+    ) -> (world::Variant, BTreeMap<String, Source>) {
+        let mut origins = BTreeMap::new();
         let mut from: Vec<ObjectRef> = self.object.iter().cloned().collect();
         let mut refers = BTreeSet::new();
         let names = |list: &[For<String>]| -> Vec<String> {
@@ -321,22 +341,27 @@ impl Service {
             let sets: Vec<&RouteSet> = self.routes.iter().filter(|s| of(s)).collect();
             let splits = self.splits.iter().filter(|s| s.port == *number && class.takes(&s.clients)).collect();
             let chosen = conflict::routes(id, sets, splits, outcome);
-            let mut routes: Vec<Value> = chosen
-                .sets
-                .iter()
-                .flat_map(|s| s.routes.iter().filter(|r| class.takes(&r.clients)).map(|r| r.what.clone()))
-                .collect();
+            let taken = chosen.sets.iter().flat_map(|s| s.routes.iter().filter(|r| class.takes(&r.clients)));
+            let mut taken: Vec<Route> = taken.cloned().collect();
             if let Some(split) = chosen.split {
-                if routes.is_empty() && chosen.sets.is_empty() {
-                    routes.push(json!({}));
+                if taken.is_empty() && chosen.sets.is_empty() {
+                    taken.push(Route::new(split.clients.clone(), json!({}), split.from.clone()));
                 }
-                for route in &mut routes {
-                    let Some(route) = route.as_object_mut() else { continue };
+                for Route { what, others, .. } in &mut taken {
+                    let Some(route) = what.as_object_mut() else { continue };
                     if !["to", "redirect", "respond"].iter().any(|a| route.contains_key(*a)) {
                         route.insert("to".into(), Value::Array(split.to.clone()));
+                        others.insert("to".into(), split.from.clone());
                     }
                 }
             }
+            let place = format!("ports[{}]", ports.len());
+            for (i, route) in taken.iter().enumerate() {
+                origins.insert(format!("{place}.routes[{i}]"), route.from.clone());
+                let others = route.others.iter();
+                origins.extend(others.map(|(field, from)| (format!("{place}.routes[{i}].{field}"), from.clone())));
+            }
+            let mut routes: Vec<Value> = taken.into_iter().map(|r| r.what).collect();
             // Somebody has routes here, and none of them is for these clients or this port: nothing matches.
             if routes.is_empty() && !chosen.sets.is_empty() && port.protocol != "tcp" {
                 routes.push(json!({"name": "none", "match": {"port": if *number == 1 { 2 } else { 1 }}}));
@@ -348,6 +373,10 @@ impl Service {
             from.extend(chosen.sets.iter().map(|s| s.from.object.clone()));
             from.extend(chosen.split.iter().map(|s| s.from.object.clone()));
             from.extend(policy.from.iter().cloned());
+            let blocks = policy.blocks.into_iter();
+            origins.extend(blocks.map(|(block, from)| (format!("{place}.policy.{block}"), from)));
+            let subsets = policy.subsets.iter().enumerate();
+            origins.extend(subsets.map(|(i, s)| (format!("{place}.subsets[{i}]"), s.from.clone())));
 
             let mut doc = json!({"port": number, "protocol": port.protocol});
             if !routes.is_empty() {
@@ -377,7 +406,7 @@ impl Service {
         refers.retain(|r| r != id && known.contains(r));
         from.sort();
         from.dedup();
-        world::Variant { clients: class.clients, document, refers, from }
+        (world::Variant { clients: class.clients, document, refers, from }, origins)
     }
 }
 

@@ -159,6 +159,8 @@ fn only<'s>(service: &ServiceId, splits: &[&'s Split], outcome: &mut Outcome) ->
 #[derive(Default)]
 pub struct ChosenPolicy {
     pub policy: Map<String, Value>,
+    /// Who gave each block.
+    pub blocks: BTreeMap<String, Source>,
     pub subsets: Vec<Subset>,
     pub from: Vec<ObjectRef>,
 }
@@ -186,6 +188,7 @@ pub fn policies(service: &ServiceId, mut sets: Vec<&PolicySet>, outcome: &mut Ou
                 for (block, value) in &set.policy {
                     if !chosen.policy.contains_key(block) {
                         chosen.policy.insert(block.clone(), value.clone());
+                        chosen.blocks.insert(block.clone(), set.from.clone());
                         counts = true;
                     }
                 }

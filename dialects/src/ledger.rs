@@ -1,8 +1,12 @@
 //! What became of every field of every object, and the mistakes that were seen on the way.
 
 use crate::object::{Object, ObjectRef};
+use crate::reader::Source;
+use crate::world::PodId;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_policy::diag::{Pos, Severity};
+use weft_policy::id::ServiceId;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -40,10 +44,21 @@ pub struct Finding {
     pub hint: Option<String>,
 }
 
+/// One of the world's documents.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Document {
+    /// A service in one of its variants.
+    Service(ServiceId, usize),
+    Pod(PodId),
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     pub entries: Vec<Entry>,
     pub findings: Vec<Finding>,
+    /// Where the parts of a document come from, by their paths in it: `ports[0].routes[1]`, `ports[0].policy.breaker`. What is
+    /// not named is of what is around it.
+    pub origins: BTreeMap<Document, BTreeMap<String, Source>>,
 }
 
 impl Ledger {

@@ -4,7 +4,7 @@
 //! nothing, and makes a route for everything where there is none. Here too is the one default that routes bring to their
 //! backends: retries of Gateway API's routes, and those that a TrafficPolicy asks for, have a budget.
 
-use crate::builder::{For, Order, PolicySet, RouteSet, Service};
+use crate::builder::{Order, PolicySet, Route, RouteSet, Service};
 use crate::conflict::{Outcome, Policies, Routes};
 use crate::ledger::{Ledger, Verdict};
 use crate::object::ObjectRef;
@@ -89,9 +89,12 @@ pub fn apply(
 /// Of several, the first wins field by field. True: a TrafficPolicy asks for retries.
 fn override_with(set: &mut RouteSet, overlays: &[&Overlay], outcome: &mut Outcome, replaced: &mut Replaced) -> bool {
     for route in &mut set.routes {
-        let Some(route) = forwarding(&mut route.what) else { continue };
+        let Route { what, others, .. } = route;
+        let Some(route) = forwarding(what) else { continue };
         for overlay in overlays.iter().rev() {
             for (block, fields) in &overlay.fields {
+                let names = fields.as_object().into_iter().flat_map(|f| f.keys());
+                others.extend(names.map(|name| (format!("{block}.{name}"), overlay.from.clone())));
                 merge(route.entry(block.clone()).or_insert_with(|| json!({})), fields);
             }
         }
@@ -132,7 +135,8 @@ fn fill_with(set: &mut RouteSet, overlays: &[&Overlay], outcome: &mut Outcome) -
             continue;
         }
         for route in &mut set.routes {
-            let Some(route) = forwarding(&mut route.what) else { continue };
+            let Route { what, others, .. } = route;
+            let Some(route) = forwarding(what) else { continue };
             for (block, fields) in &overlay.fields {
                 let own = route.get(block).and_then(Value::as_object);
                 // A time for each attempt says nothing of which attempts there are.
@@ -140,6 +144,9 @@ fn fill_with(set: &mut RouteSet, overlays: &[&Overlay], outcome: &mut Outcome) -
                 if open {
                     let mut filled = fields.clone();
                     own.into_iter().for_each(|own| merge(&mut filled, &Value::Object(own.clone())));
+                    let names = fields.as_object().into_iter().flat_map(|f| f.keys());
+                    let names = names.filter(|name| own.is_none_or(|own| !own.contains_key(*name)));
+                    others.extend(names.map(|name| (format!("{block}.{name}"), overlay.from.clone())));
                     route.insert(block.clone(), filled);
                     outcome.win(&overlay.from);
                     asked |= overlay.kind == Policies::TrafficPolicy && block == "retry";
@@ -166,13 +173,18 @@ fn everything(port: u16, overlays: &[&Overlay]) -> Option<RouteSet> {
     for overlay in overlays.iter().rev() {
         overlay.fields.iter().for_each(|(block, fields)| route[block] = fields.clone());
     }
+    let from = overlays.first()?.from.clone();
+    let mut route = Route::new(Clients::default(), route, from.clone());
+    for overlay in overlays.iter().rev() {
+        route.others.extend(overlay.fields.keys().map(|block| (block.clone(), overlay.from.clone())));
+    }
     Some(RouteSet {
-        from: overlays.first()?.from.clone(),
+        from,
         kind: Routes::Default,
         specific: 0,
         clients: Clients::default(),
         order: Order::GatewayApi,
-        routes: vec![For { clients: Clients::default(), what: route }],
+        routes: vec![route],
         port,
     })
 }

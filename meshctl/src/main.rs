@@ -2,15 +2,20 @@
 
 mod analyze;
 mod apply;
+mod completions;
 mod delete;
 mod edit;
 mod error;
+mod explain;
 mod get;
 mod lab;
 mod objects;
 mod place;
+mod proxy;
 mod route;
+mod status;
 mod terminal;
+mod version;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -38,6 +43,16 @@ enum Command {
     Apply(apply::Apply),
     Delete(delete::Delete),
     Get(get::Get),
+    /// Say what would happen to a request, and which object says so
+    Explain(Box<explain::Explain>),
+    /// Look into the sidecars of a running lab
+    Proxy(proxy::Proxy),
+    /// Say whether every sidecar of a running lab has what it should, and what is wrong
+    Status(status::Status),
+    /// Print versions: of this program, and of a running lab's
+    Version(version::Version),
+    /// Print what a shell needs to complete these commands
+    Completions(completions::Completions),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +63,11 @@ fn main() -> ExitCode {
         Command::Delete(delete) => delete.run(),
         Command::Get(get) => get.run(),
         Command::Route(route) => route.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Proxy(proxy) => proxy.run(),
+        Command::Status(status) => status.run(),
+        Command::Version(version) => version.run(),
+        Command::Completions(completions) => completions.run(&mut <Cli as clap::CommandFactory>::command()),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("{error}");
@@ -71,6 +91,12 @@ mod tests {
             &["meshctl", "lab", "scale", "web", "3"],
             &["meshctl", "analyze", "examples/a", "--fields"],
             &["meshctl", "analyze", "examples/a", "-o", "json"],
+            &["meshctl", "explain", "GET", "http://web/", "--from", "client", "-H", "a: b", "--dir", "examples/a"],
+            &["meshctl", "proxy", "clusters", "web", "-o", "json"],
+            &["meshctl", "proxy", "log-level", "web", "debug"],
+            &["meshctl", "status", "-o", "wide"],
+            &["meshctl", "version", "--lab", "abc"],
+            &["meshctl", "completions", "zsh"],
         ] {
             assert!(Cli::try_parse_from(good).is_ok(), "{good:?}");
         }
@@ -78,6 +104,8 @@ mod tests {
             &["meshctl", "lab"][..],
             &["meshctl", "lab", "a", "--no-mesh", "--mesh-all"],
             &["meshctl", "lab", "a", "--image", "x"],
+            &["meshctl", "explain", "GET", "http://web/"],
+            &["meshctl", "completions", "tcsh"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -27,6 +27,11 @@ impl Place {
         })
     }
 
+    /// Whether somebody said which, and did not leave it to be found.
+    pub fn is_given(&self) -> bool {
+        self.id.is_some() || self.dir.is_some()
+    }
+
     /// Where its manifests are.
     pub fn folder(&self) -> Result<PathBuf> {
         match &self.dir {

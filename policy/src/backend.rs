@@ -23,6 +23,17 @@ pub enum Http {
     Http2,
 }
 
+impl Http {
+    /// Whether HTTP/2 travels: `mesh` in mesh mTLS, `spoken` that the client speaks it.
+    pub fn is_http2(self, mesh: bool, spoken: bool) -> bool {
+        match self {
+            Self::Http1 => false,
+            Self::Http2 => true,
+            Self::Auto => mesh || spoken,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Config {
     pub balance: balance::Config,

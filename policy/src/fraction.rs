@@ -39,6 +39,10 @@ impl Fraction {
         })
     }
 
+    pub fn as_percent(self) -> f64 {
+        f64::from(self.0) / f64::from(WHOLE / 100)
+    }
+
     /// Whether a request with this randomness is one of the share.
     pub fn takes(self, random: u64) -> bool {
         ((u128::from(random) * u128::from(WHOLE)) >> 64) < u128::from(self.0)

@@ -86,6 +86,33 @@ fn pairs(c: &mut Cursor<'_, '_>) -> Option<Vec<(Box<str>, Value)>> {
     Some(pairs)
 }
 
+/// Whether a field is never passed on, whoever sent it.
+pub fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "te"
+            | "expect"
+            | "http2-settings"
+    )
+}
+
+/// Whether a field is one of those that only proxies of the mesh set. `_` counts as `-`: too many apps cannot tell them apart.
+pub fn is_ours(name: &str) -> bool {
+    let starts = |prefix: &str| {
+        name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    };
+    if !name.starts_with('x') && !name.starts_with('l') {
+        return false;
+    }
+    (starts("x-envoy-") || starts("x-mesh-") || starts("x-forwarded-client-cert") || starts("l5d-"))
+        && name != "x-mesh-hops"
+}
+
 pub(crate) fn is_name(name: &str) -> bool {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     !name.is_empty() && name.len() <= 256 && name.bytes().all(token)
@@ -176,6 +203,21 @@ impl Value {
                 }
             }
         }
+    }
+}
+
+/// As it is written in a configuration.
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|part| match part {
+            Part::Literal(text) => f.write_str(&text.replace('%', "%%")),
+            Part::Remote => f.write_str("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
+            Part::Protocol => f.write_str("%PROTOCOL%"),
+            Part::Authority => f.write_str("%REQ(:authority)%"),
+            Part::Method => f.write_str("%REQ(:method)%"),
+            Part::Path => f.write_str("%REQ(:path)%"),
+            Part::Field(name) => write!(f, "%REQ({name})%"),
+        })
     }
 }
 

@@ -11,6 +11,7 @@ pub mod balance;
 pub mod breaker;
 pub mod budget;
 pub mod cors;
+pub mod destinations;
 pub mod diag;
 pub mod direct;
 pub mod doc;

@@ -433,15 +433,71 @@ impl RequestMatch {
     }
 
     pub fn matches(&self, r: &RequestView<'_>) -> bool {
-        let text =
-            |matcher: &Option<StringMatch>, value: &str| matcher.as_ref().is_none_or(|m| m.matches(value.as_bytes()));
-        self.path.as_ref().is_none_or(|p| p.matches(r.path))
-            && text(&self.method, r.method)
-            && text(&self.host, r.host)
-            && self.headers.iter().all(|h| h.matches_field(r.fields))
-            && self.query.iter().all(|q| q.matches_query(r.query))
-            && text(&self.scheme, r.scheme)
-            && self.port.is_none_or(|p| p == r.conn.destination.port())
+        self.miss(r).is_none()
+    }
+
+    /// The first condition that does not hold.
+    pub fn miss(&self, r: &RequestView<'_>) -> Option<Miss<'_>> {
+        fn text<'m>(matcher: &'m Option<StringMatch>, value: &str) -> Option<&'m StringMatch> {
+            matcher.as_ref().filter(|m| !m.matches(value.as_bytes()))
+        }
+        let miss = self.path.as_ref().filter(|p| !p.matches(r.path)).map(Miss::Path);
+        let miss = miss.or_else(|| text(&self.method, r.method).map(Miss::Method));
+        let miss = miss.or_else(|| text(&self.host, r.host).map(Miss::Host));
+        let miss = miss.or_else(|| self.headers.iter().find(|h| !h.matches_field(r.fields)).map(Miss::Header));
+        let miss = miss.or_else(|| self.query.iter().find(|q| !q.matches_query(r.query)).map(Miss::Query));
+        let miss = miss.or_else(|| text(&self.scheme, r.scheme).map(Miss::Scheme));
+        miss.or_else(|| self.port.filter(|p| *p != r.conn.destination.port()).map(Miss::Port))
+    }
+}
+
+/// A condition of a match that a request does not meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss<'m> {
+    Path(&'m PathMatch),
+    Method(&'m StringMatch),
+    Host(&'m StringMatch),
+    Header(&'m FieldMatch),
+    Query(&'m FieldMatch),
+    Scheme(&'m StringMatch),
+    Port(u16),
+}
+
+/// For people: `is "/a"`, `begins with "/a"`.
+impl std::fmt::Display for PathMatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(text) => write!(f, "is {text}"),
+            Self::Prefix(text) => write!(f, "begins with {text}"),
+            Self::PathPrefix(text) if text.text.is_empty() => f.write_str("is anything"),
+            Self::PathPrefix(text) => write!(f, "is {text} or below it"),
+            Self::Regex(pattern) => write!(f, "matches {pattern:?}"),
+        }
+    }
+}
+
+impl std::fmt::Display for StringMatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(text) => write!(f, "is {text}"),
+            Self::Prefix(text) => write!(f, "begins with {text}"),
+            Self::Suffix(text) => write!(f, "ends with {text}"),
+            Self::Regex(pattern) => write!(f, "matches {pattern:?}"),
+            Self::Present => f.write_str("is there"),
+        }
+    }
+}
+
+impl std::fmt::Display for FieldMatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let not = if self.invert { "not: " } else { "" };
+        write!(f, "{} {not}{}", self.name, self.value)
+    }
+}
+
+impl std::fmt::Display for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}{}", self.text, if self.ignore_case { " in any case" } else { "" })
     }
 }
 

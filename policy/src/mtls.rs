@@ -75,7 +75,45 @@ pub struct Originate {
     pub insecure_skip_verify: bool,
 }
 
+/// How one endpoint is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Security {
+    Plain,
+    Mesh,
+    Originate,
+}
+
+/// Whom a mesh peer has to prove to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected<'a> {
+    /// Whoever the trust bundle proves.
+    Any,
+    Id(&'a SpiffeId),
+    /// One of these.
+    Ids(&'a [SpiffeId]),
+    DnsName(&'a str),
+}
+
 impl UpstreamTls {
+    /// What an endpoint of this identity is reached with.
+    pub fn security(&self, identity: Option<&SpiffeId>) -> Security {
+        match self {
+            Self::Disable => Security::Plain,
+            Self::Auto if identity.is_none() => Security::Plain,
+            Self::Auto | Self::Mesh(_) => Security::Mesh,
+            Self::Originate(_) => Security::Originate,
+        }
+    }
+
+    /// What a mesh peer is to prove, given the endpoint's own identity.
+    pub fn expected<'a>(&'a self, identity: Option<&'a SpiffeId>) -> Expected<'a> {
+        match self {
+            Self::Mesh(MeshTls { dns_name: Some(name), .. }) => Expected::DnsName(name),
+            Self::Mesh(mesh) if !mesh.identities.is_empty() => Expected::Ids(&mesh.identities),
+            _ => identity.map_or(Expected::Any, Expected::Id),
+        }
+    }
+
     /// `auto`, `disable`, or a map with `mode: mesh | originate` and its settings.
     pub fn read(c: &mut Cursor<'_, '_>) -> Option<Self> {
         #[derive(Clone, Copy)]

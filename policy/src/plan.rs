@@ -5,6 +5,7 @@ use crate::id::{BackendId, DestKey, ServiceId};
 use crate::listener::Protocol;
 use crate::route::{RoutePlan, Router};
 use crate::service;
+use crate::view::RequestView;
 use std::sync::Arc;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +27,16 @@ pub struct ServicePlan {
     /// Used where there are no routes at all, and for bytes that are not HTTP: where a port is declared as such, its first
     /// route without a match says where they go.
     pub default_route: Arc<RoutePlan>,
+}
+
+impl ServicePlan {
+    /// The route of a request; `None` is `Reason::NoRoute`.
+    pub fn route(&self, r: &RequestView<'_>) -> Option<&Arc<RoutePlan>> {
+        match self.router.is_empty() {
+            true => Some(&self.default_route),
+            false => self.router.find(r),
+        }
+    }
 }
 
 pub fn compile(config: &service::Config) -> Result<Arc<ServicePlan>, Vec<CompileError>> {

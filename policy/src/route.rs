@@ -333,6 +333,14 @@ impl Targets {
     pub fn all(&self) -> &[Target] {
         &self.list
     }
+
+    /// The same, each with its share of the requests.
+    pub fn shares(&self) -> impl Iterator<Item = (&Target, f64)> {
+        let total = self.sums.last().copied().unwrap_or(1) as f64;
+        let before = std::iter::once(0).chain(self.sums.iter().copied());
+        let weights = self.sums.iter().zip(before).map(move |(sum, before)| (sum - before) as f64 / total);
+        self.list.iter().zip(weights)
+    }
 }
 
 impl RoutePlan {
@@ -497,6 +505,11 @@ impl Router {
 
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// In the order in which they are tried.
+    pub fn entries(&self) -> impl Iterator<Item = (&RequestMatch, &Arc<RoutePlan>)> {
+        self.entries.iter().map(|(m, plan)| (m, plan))
     }
 }
 

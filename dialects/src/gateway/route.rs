@@ -3,7 +3,7 @@
 use super::backend::Backends;
 use super::filters::{self, Filters};
 use super::reference_grant::Referrer;
-use crate::builder::{Builder, For, Order, RouteSet};
+use crate::builder::{Builder, Order, Route, RouteSet};
 use crate::conflict;
 use crate::proof;
 use crate::reader::{Field, Reader};
@@ -33,7 +33,7 @@ pub fn translate(
     let referrer = Referrer { group: object.group(), kind: &object.kind, namespace: &object.namespace };
     let backends = Backends::of(builder, referrer);
     let name = object.reference().to_string();
-    let mut routes: Vec<For<Value>> = Vec::new();
+    let mut routes: Vec<Route> = Vec::new();
     for (i, rule) in spec.list("rules").iter().enumerate() {
         let given = rule.get("name").and_then(|n| n.text());
         let Some(mut route) = read(rule, &backends) else {
@@ -42,7 +42,7 @@ pub fn translate(
         };
         route.insert("name".into(), json!(format!("{name}/{}", given.unwrap_or(i.to_string()))));
         if let Some(route) = proven(rule, route) {
-            routes.push(For { clients: Clients::default(), what: route });
+            routes.push(Route::new(Clients::default(), route, rule.source()));
         }
     }
     if parents.is_empty() {

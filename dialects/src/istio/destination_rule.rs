@@ -9,13 +9,14 @@ use crate::builder::{Builder, PolicySet, Subset};
 use crate::conflict::Policies;
 use crate::istio::{and, exported, targets};
 use crate::kubernetes::workload::labels_of;
-use crate::reader::{Field, Reader};
+use crate::reader::{Field, Reader, Source};
 use std::collections::BTreeMap;
 use traffic_policy::TrafficPolicy;
 use weft_policy::id::ServiceId;
 
 struct Part {
     field: String,
+    from: Source,
     name: String,
     labels: BTreeMap<String, String>,
     policy: TrafficPolicy,
@@ -54,8 +55,12 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         let Some(service) = b.services.get_mut(&id) else { continue };
         let ports: Vec<u16> = service.ports.keys().copied().collect();
         for port in ports {
-            let subset =
-                |p: &Part| Subset { name: p.name.clone(), labels: p.labels.clone(), policy: p.policy.of_subset(port) };
+            let subset = |p: &Part| Subset {
+                name: p.name.clone(),
+                labels: p.labels.clone(),
+                policy: p.policy.of_subset(port),
+                from: p.from.clone(),
+            };
             let set = |name: &str, policy, subsets| {
                 Some(PolicySet {
                     from: spec.get(name)?.source(),
@@ -80,7 +85,7 @@ fn part(field: &Field<'_>) -> Option<Part> {
     let labels = field.get("labels").map(|f| f.texts()).unwrap_or_default();
     let policy = field.get("trafficPolicy").map(|f| traffic_policy::read(&f)).unwrap_or_default();
     match name {
-        Some(name) => Some(Part { field: field.path.clone(), name, labels, policy }),
+        Some(name) => Some(Part { field: field.path.clone(), from: field.source(), name, labels, policy }),
         None => field.fail("a subset has no name", "name: NAME"),
     }
 }

@@ -75,15 +75,15 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
     b.peer_authentications.push(PeerAuthentication { from: spec.source(), namespace, selector, mode, ports });
 }
 
-/// The `mtls` of a pod's inbound listener.
-pub fn of(b: &Builder<'_>, namespace: &str, pod: &Pod) -> Value {
+/// The `mtls` of a pod's inbound listener, and who said it.
+pub fn of(b: &Builder<'_>, namespace: &str, pod: &Pod) -> (Value, Option<Source>) {
     let (workload, own, root) = (
         oldest(b, |a| a.namespace == namespace && !a.selector.is_empty() && pod.has(&a.selector)),
         oldest(b, |a| a.namespace == namespace && a.selector.is_empty()),
         oldest(b, |a| a.namespace == b.options.root_namespace && a.selector.is_empty()),
     );
-    let inherited = own.and_then(|a| a.mode).or(root.and_then(|a| a.mode)).unwrap_or("permissive");
-    let mode = workload.and_then(|a| a.mode).unwrap_or(inherited);
+    let said = [workload, own, root].into_iter().flatten().find(|a| a.mode.is_some());
+    let mode = said.and_then(|a| a.mode).unwrap_or("permissive");
     let ports: BTreeMap<String, &str> = workload
         .iter()
         .flat_map(|a| &a.ports)
@@ -92,8 +92,8 @@ pub fn of(b: &Builder<'_>, namespace: &str, pod: &Pod) -> Value {
         .filter(|(_, own)| *own != mode)
         .collect();
     match ports.is_empty() {
-        true => json!(mode),
-        false => json!({"mode": mode, "ports": ports}),
+        true => (json!(mode), said.map(|a| a.from.clone())),
+        false => (json!({"mode": mode, "ports": ports}), workload.map(|a| a.from.clone())),
     }
 }
 

@@ -7,7 +7,7 @@ mod http;
 mod matches;
 mod stream;
 
-use crate::builder::{Builder, For, Order, Port, RouteSet};
+use crate::builder::{Builder, Order, Port, Route, RouteSet};
 use crate::conflict::Routes;
 use crate::istio::{exported, targets};
 use crate::reader::{Field, Reader, Source};
@@ -25,6 +25,7 @@ struct Rule {
     to: Vec<Destination>,
     mirrors: Vec<(Destination, Map<String, Value>)>,
     rest: Map<String, Value>,
+    from: Source,
 }
 
 #[derive(Clone)]
@@ -85,7 +86,7 @@ fn add(
     b: &mut Builder<'_>,
     id: &ServiceId,
     port: u16,
-    routes: Vec<For<Value>>,
+    routes: Vec<Route>,
     specific: u32,
     from: Source,
     clients: &Clients,
@@ -133,7 +134,7 @@ fn external(b: &mut Builder<'_>, field: &Field<'_>, host: &str, namespace: &str,
 }
 
 /// A rule among the routes of a port: one for each kind of clients it is for.
-fn routes(rule: &Rule, owner: &ServiceId, port: u16, b: &Builder<'_>) -> Vec<For<Value>> {
+fn routes(rule: &Rule, owner: &ServiceId, port: u16, b: &Builder<'_>) -> Vec<Route> {
     let mut kinds: Vec<(Clients, Vec<Value>)> = Vec::new();
     for m in rule.matches.iter().filter(|m| m.port.is_none_or(|p| p == port)) {
         let value = Value::Object(m.value.clone());
@@ -160,7 +161,7 @@ fn routes(rule: &Rule, owner: &ServiceId, port: u16, b: &Builder<'_>) -> Vec<For
         if !values.iter().any(|v| v == &json!({})) {
             route.insert("match".into(), Value::Array(values));
         }
-        For { clients, what: Value::Object(route) }
+        Route::new(clients, Value::Object(route), rule.from.clone())
     };
     kinds.into_iter().map(made).collect()
 }

@@ -2,6 +2,7 @@
 
 use crate::builder::Builder;
 use crate::istio::peer_authentication;
+use crate::ledger::{Document, Ledger};
 use crate::object::{ObjectRef, field};
 use crate::reader::{Field, Reader};
 use crate::world::{self, PodId};
@@ -182,7 +183,7 @@ impl<'p> ByLabel<'p> {
 }
 
 /// What each pod's own sidecar is told.
-pub fn documents(b: &Builder<'_>) -> BTreeMap<PodId, world::Pod> {
+pub fn documents(b: &Builder<'_>, ledger: &mut Ledger) -> BTreeMap<PodId, world::Pod> {
     let by_label = ByLabel::new(&b.pods);
     let mut protocols: BTreeMap<&PodId, BTreeMap<String, &str>> = BTreeMap::new();
     for (id, service) in &b.services {
@@ -196,9 +197,12 @@ pub fn documents(b: &Builder<'_>) -> BTreeMap<PodId, world::Pod> {
     let meshed = b.pods.iter().filter_map(|(id, pod)| Some((id, pod, pod.identity.clone()?)));
     meshed
         .map(|(id, pod, identity)| {
+            let (mtls, from) = peer_authentication::of(b, &id.namespace, pod);
+            let origins = from.map(|from| BTreeMap::from([("mtls".to_string(), from)]));
+            ledger.origins.extend(origins.map(|origins| (Document::Pod(id.clone()), origins)));
             let mut inbound = json!({
                 "name": "in", "role": "inbound", "address": "[::]:15006", "originalDst": true,
-                "mtls": peer_authentication::of(b, &id.namespace, pod),
+                "mtls": mtls,
             });
             if let Some(protocols) = protocols.get(id).filter(|p| !p.is_empty()) {
                 inbound["ports"] = json!(protocols);

@@ -5,9 +5,9 @@
 
 use super::failures::Failures;
 use super::{condition, inbound_policy};
-use crate::builder::{Builder, For, Order, PolicySet, RouteSet, Split, service_of};
+use crate::builder::{self, Builder, Order, PolicySet, RouteSet, Split, service_of};
 use crate::conflict;
-use crate::reader::{Field, Reader};
+use crate::reader::{Field, Reader, Source};
 use crate::world::Clients;
 use crate::{proof, quantity};
 use serde_json::{Map, Value, json};
@@ -57,15 +57,15 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
     }
     for port in service.ports.keys().copied().collect::<Vec<_>>() {
         if !routes.is_empty() {
-            let any = |what| For { clients: Clients::default(), what };
-            let listed = routes.iter().map(|r| any(r.document.clone()));
+            let any = |what, from| builder::Route::new(Clients::default(), what, from);
+            let listed = routes.iter().map(|r| any(r.document.clone(), r.from.clone()));
             service.add_routes(RouteSet {
                 from: spec.source(),
                 kind: conflict::Routes::ServiceProfile,
                 specific,
                 clients: clients.clone(),
                 order: Order::FirstMatch,
-                routes: listed.chain([any(json!({"name": "[DEFAULT]"}))]).collect(),
+                routes: listed.chain([any(json!({"name": "[DEFAULT]"}), spec.source())]).collect(),
                 port,
             });
         }
@@ -89,6 +89,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
 }
 
 struct Route {
+    from: Source,
     document: Value,
     retryable: bool,
 }
@@ -153,7 +154,7 @@ fn read_route(field: &Field<'_>) -> Option<Route> {
     }
     let document = Value::Object(route);
     match proof::route(&document, "firstMatch") {
-        Ok(_) => Some(Route { document, retryable: retryable && extension.is_none() }),
+        Ok(_) => Some(Route { from: field.source(), document, retryable: retryable && extension.is_none() }),
         Err(why) => field.fail(why, ""),
     }
 }

@@ -4,7 +4,7 @@
 //! selects the others' pods too, those get more than their weight says.
 
 use super::http_route_group::HttpRouteGroup;
-use crate::builder::{Builder, For, Order, RouteSet, Service, Split};
+use crate::builder::{Builder, Order, Route, RouteSet, Service, Split};
 use crate::conflict;
 use crate::kubernetes::pod::Pod;
 use crate::quantity;
@@ -61,7 +61,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
             None => service.add_split(Split { from, clients, port, to }),
             Some(None) => {}
             Some(Some(alternatives)) => {
-                let any = |what| For { clients: Clients::default(), what };
+                let any = |what| Route::new(Clients::default(), what, spec.source());
                 let name = object.reference().to_string();
                 service.add_routes(RouteSet {
                     from,

@@ -117,6 +117,15 @@ fn lookup(labels: &[&str], asker: Option<&str>, view: &View, depth: u8) -> Found
     }
 }
 
+/// What a pod of that namespace is told that a name stands for.
+pub fn addresses(name: &str, namespace: &str, view: &View) -> Vec<Ipv4Addr> {
+    let labels: Vec<&str> = name.trim_end_matches('.').split('.').collect();
+    match lookup(&labels, Some(namespace), view, 0) {
+        Found::Addresses(all) => all,
+        Found::Nothing => Vec::new(),
+    }
+}
+
 /// What a pod's resolver is told.
 pub fn resolv_conf(server: Ipv4Addr, namespace: &str) -> String {
     format!(

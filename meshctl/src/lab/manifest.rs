@@ -38,7 +38,13 @@ impl Folder {
 
     /// Everything the files say, in their order.
     pub fn manifests(&self) -> Manifests {
-        let found = self.0.found(0);
+        Manifests::of(&self.0)
+    }
+}
+
+impl Manifests {
+    pub fn of(dirs: &Dirs) -> Self {
+        let found = dirs.found(0);
         let problem = |fault: &weft_control::source::Fault| {
             let diag = &fault.diag;
             let field = if diag.field.is_empty() { String::new() } else { format!("{}: ", diag.field) };
@@ -47,7 +53,7 @@ impl Folder {
                 line => format!("{}:{line}: {field}{}", fault.file.display(), diag.message),
             }
         };
-        Manifests { problems: found.faults.iter().map(problem).collect(), objects: found.objects }
+        Self { problems: found.faults.iter().map(problem).collect(), objects: found.objects }
     }
 }
 

@@ -168,7 +168,12 @@ impl Plan {
                 "annotations": annotations,
                 "ownerReferences": [{"kind": self.workload.kind.name(), "name": self.workload.name}],
             },
-            "spec": {"serviceAccountName": template.service_account, "nodeName": "lab", "containers": containers},
+            "spec": {
+                "serviceAccountName": template.service_account,
+                "nodeName": "lab",
+                "subdomain": template.subdomain,
+                "containers": containers,
+            },
             "status": {
                 "phase": status.phase.in_kubernetes(),
                 "podIP": self.address().to_string(),

@@ -29,7 +29,7 @@ use weft_policy::backend::{self, Backend};
 use weft_policy::breaker::RequestPermit;
 use weft_policy::budget::{self, Refused};
 use weft_policy::endpoint::Endpoint;
-use weft_policy::mtls::UpstreamTls;
+use weft_policy::mtls::{Security, UpstreamTls};
 use weft_policy::outlier::Signal;
 use weft_policy::reason::Reason;
 use weft_policy::retry::{self, Decision, Outcome};
@@ -255,21 +255,14 @@ fn span_of(worker: &Worker) -> [u8; 8] {
 
 /// Whether a sidecar answers there.
 fn is_mesh(config: &backend::Config, endpoint: &Endpoint) -> bool {
-    match &config.tls {
-        UpstreamTls::Auto => endpoint.identity.is_some(),
-        UpstreamTls::Mesh(_) => true,
-        _ => false,
-    }
+    config.tls.security(endpoint.identity.as_ref()) == Security::Mesh
 }
 
 /// What travels to this endpoint: HTTP/2 in the mesh, and otherwise what the app spoke, unless the backend says.
 fn inside(config: &backend::Config, plan: &Plan<'_>, flight: &Flight, mesh: bool) -> Inside {
-    match config.http {
-        _ if plan.leaving => Inside::Http1,
-        backend::Http::Http1 => Inside::Http1,
-        backend::Http::Http2 => Inside::Http2,
-        backend::Http::Auto if mesh || plan.http2 || flight.asker.grpc => Inside::Http2,
-        backend::Http::Auto => Inside::Http1,
+    match !plan.leaving && config.http.is_http2(mesh, plan.http2 || flight.asker.grpc) {
+        true => Inside::Http2,
+        false => Inside::Http1,
     }
 }
 

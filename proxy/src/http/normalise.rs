@@ -10,6 +10,7 @@ use http::header::{CONNECTION, HOST, TE, UPGRADE};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use smallvec::SmallVec;
+use weft_policy::headers::{is_hop_by_hop, is_ours};
 use weft_policy::path;
 use weft_policy::reason::Reason;
 
@@ -136,33 +137,6 @@ pub fn wants_upgrade(fields: &Fields) -> bool {
 
 fn nominates(value: &HeaderValue, name: &[u8]) -> bool {
     value.as_bytes().split(|b| *b == b',').any(|v| v.trim_ascii().eq_ignore_ascii_case(name))
-}
-
-/// Whether a field is never passed on, whoever sent it.
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "transfer-encoding"
-            | "upgrade"
-            | "te"
-            | "expect"
-            | "http2-settings"
-    )
-}
-
-/// Whether a field is one of those that only proxies of the mesh set. `_` counts as `-`: too many apps cannot tell them apart.
-fn is_ours(name: &str) -> bool {
-    let starts = |prefix: &str| {
-        name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
-    };
-    if !name.starts_with('x') && !name.starts_with('l') {
-        return false;
-    }
-    (starts("x-envoy-") || starts("x-mesh-") || starts("x-forwarded-client-cert") || starts("l5d-"))
-        && name != "x-mesh-hops"
 }
 
 fn strip(fields: &mut Fields, trusted: bool) {

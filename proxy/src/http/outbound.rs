@@ -56,7 +56,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     flight.record.service = Some(bound.plan.clone());
     let (route, marked) = {
         let view = view(&conn, &request.head, &host);
-        let Some(route) = route_of(&bound, &view) else { return flight.reject(Reason::NoRoute, false) };
+        let Some(route) = bound.plan.route(&view).cloned() else { return flight.reject(Reason::NoRoute, false) };
         let cors = route.cors.as_ref().map_or(cors::Decision::Pass, |cors| cors.decide(&view));
         (route, cors)
     };
@@ -272,22 +272,9 @@ fn configured(worker: &Worker, conn: &Conn, head: &Head, host: &str) -> Result<A
     if let Some(bound) = snapshot.fixed(&listener.name) {
         return Ok(bound.clone());
     }
-    let redirected = listener.original_dst;
-    if redirected && let Some(bound) = snapshot.by_addr(conn.destination) {
-        return Ok(bound.clone());
-    }
-    let port = match redirected {
-        true => conn.destination.port(),
-        false => head.authority.as_ref().and_then(|a| a.port_u16()).unwrap_or(80),
-    };
-    snapshot.by_host(host, port).cloned().ok_or(port)
-}
-
-fn route_of(bound: &Bound, view: &RequestView<'_>) -> Option<Arc<RoutePlan>> {
-    match bound.plan.router.is_empty() {
-        true => Some(bound.plan.default_route.clone()),
-        false => bound.plan.router.find(view).cloned(),
-    }
+    let dialled = listener.original_dst.then_some(conn.destination);
+    let written = head.authority.as_ref().and_then(|a| a.port_u16());
+    snapshot.destinations().of_request(dialled, host, written).cloned()
 }
 
 fn rewrite(route: &RoutePlan, head: &mut Head, original: &http::uri::PathAndQuery) -> Result<(), Reason> {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use weft_policy::backend;
 use weft_policy::endpoint::{Address, Endpoint};
-use weft_policy::mtls::{Originate, UpstreamTls};
+pub use weft_policy::mtls::Security;
+use weft_policy::mtls::{Expected, Originate, UpstreamTls};
 use weft_policy::reason::Reason;
 use weft_tls::{Expect, Identity, MeshStream, Origination, Roots, TrustBundle};
 
@@ -41,23 +42,12 @@ impl Inside {
     }
 }
 
-/// How one endpoint is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Security {
-    Plain,
-    Mesh,
-    Originate,
-}
-
 /// What an endpoint of this backend is reached with. `Err` where the mesh is demanded and cannot be had.
 pub fn security(worker: &Worker, config: &backend::Config, endpoint: &Endpoint) -> Result<Security, Reason> {
-    match &config.tls {
-        UpstreamTls::Disable => Ok(Security::Plain),
-        UpstreamTls::Auto if endpoint.identity.is_none() => Ok(Security::Plain),
-        UpstreamTls::Auto | UpstreamTls::Mesh(_) if worker.shared.identity.is_some() => Ok(Security::Mesh),
+    match config.tls.security(endpoint.identity.as_ref()) {
         // An endpoint of the mesh is never spoken to in the clear because our own identity is missing.
-        UpstreamTls::Auto | UpstreamTls::Mesh(_) => Err(Reason::TlsFailed),
-        UpstreamTls::Originate(_) => Ok(Security::Originate),
+        Security::Mesh if worker.shared.identity.is_none() => Err(Reason::TlsFailed),
+        security => Ok(security),
     }
 }
 
@@ -179,13 +169,11 @@ fn client_config(
     let built = match &config.tls {
         UpstreamTls::Originate(originate) => origination(originate, inside)?,
         tls => {
-            let expect = match tls {
-                UpstreamTls::Mesh(mesh) => match &mesh.dns_name {
-                    Some(name) => Expect::dns(name)?,
-                    None if !mesh.identities.is_empty() => Expect::Ids(mesh.identities.clone().into()),
-                    None => own_expectation(endpoint),
-                },
-                _ => own_expectation(endpoint),
+            let expect = match tls.expected(endpoint.identity.as_ref()) {
+                Expected::DnsName(name) => Expect::dns(name)?,
+                Expected::Ids(ids) => Expect::Ids(ids.into()),
+                Expected::Id(id) => Expect::id(id.clone()),
+                Expected::Any => Expect::Any,
             };
             let Some(live) = &worker.shared.identity else {
                 return Err(weft_tls::TlsError::Config("this proxy has no identity".into()));
@@ -198,13 +186,6 @@ fn client_config(
     }
     kept.insert(key, built.clone());
     Ok((name, built))
-}
-
-fn own_expectation(endpoint: &Endpoint) -> Expect {
-    match &endpoint.identity {
-        Some(id) => Expect::id(id.clone()),
-        None => Expect::Any,
-    }
 }
 
 fn origination(originate: &Originate, inside: Inside) -> Result<Arc<rustls::ClientConfig>, weft_tls::TlsError> {

@@ -55,7 +55,7 @@ pub fn rule(field: &Field<'_>, name: String, clients: &Clients, b: &Builder<'_>)
     if matches.is_none() {
         closed(field);
     }
-    Some(Rule { name, matches: matches?, to, mirrors, rest })
+    Some(Rule { name, matches: matches?, to, mirrors, rest, from: field.source() })
 }
 
 /// A rule of which no alternative can hold.

@@ -32,7 +32,14 @@ fn rule(field: &Field<'_>, name: String, clients: &Clients, b: &Builder<'_>) -> 
     if matches.is_empty() {
         closed(field);
     }
-    (!matches.is_empty()).then_some(Rule { name, matches, to, mirrors: Vec::new(), rest: Map::new() })
+    (!matches.is_empty()).then_some(Rule {
+        name,
+        matches,
+        to,
+        mirrors: Vec::new(),
+        rest: Map::new(),
+        from: field.source(),
+    })
 }
 
 fn alternative(m: &Field<'_>, clients: &Clients) -> Option<Match> {
