@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use weft_dialects::Object;
 
-/// Puts objects into the folder, in the place of those of the same name
+/// Put objects into a folder, in the place of those of the same name
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     meshctl apply -f canary.yaml --dry-run          what would change\n  \
@@ -63,7 +63,11 @@ impl Apply {
             let Some(first) = new.first() else { continue };
             let text = match known {
                 0 => given.text.clone(),
-                _ => new.iter().map(|o| Source { node: &o.node, file: &given.text }.whole()).collect::<Vec<_>>().join("---\n"),
+                _ => new
+                    .iter()
+                    .map(|o| Source { node: &o.node, file: &given.text }.whole())
+                    .collect::<Vec<_>>()
+                    .join("---\n"),
             };
             let own = format!("{}-{}", first.kind.to_ascii_lowercase(), first.name);
             let file = draft.create(given.stem.as_deref().unwrap_or(&own), text);

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use weft_dialects::Object;
 use weft_dialects::object::ObjectRef;
 
-/// Takes objects out of the folder
+/// Take objects out of a folder
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     meshctl delete ts user-service-split            out of its file; the file goes with its last object\n  \
@@ -82,8 +82,7 @@ impl Delete {
         for (kind, name) in pairs {
             let wanted = Wanted::new(kind);
             let is = |o: &Object| wanted.is(o) && o.name == name && self.which.take(o);
-            let found: Vec<ObjectRef> =
-                store.objects.0.iter().filter(|o| is(o)).map(|o| o.reference()).collect();
+            let found: Vec<ObjectRef> = store.objects.0.iter().filter(|o| is(o)).map(|o| o.reference()).collect();
             match &found[..] {
                 [one] => out.push(one.clone()),
                 [] if self.ignore_not_found => {}

@@ -61,7 +61,7 @@ pub fn rewrite(text: &str, at: Pos, wanted: &Node) -> Result<String, Refusal> {
 
 /// The first change that is still to be made.
 fn next(text: &str, place: Place, wanted: &Node, at: Pos) -> Result<Option<Vec<change::Splice>>, Refusal> {
-    let unreadable = || Refusal::new(at, "the change would make it unreadable; edit it by hand");
+    let unreadable = || Refusal::new(at, "the change would make it unreadable");
     let (nodes, spots) = (read(text).map_err(|_| unreadable())?, layout::documents(text).ok_or_else(unreadable)?);
     let root = nodes.get(place.document).ok_or_else(unreadable)?;
     let spot = spots.iter().find(|s| s.at == root.at).ok_or_else(unreadable)?;
@@ -81,7 +81,7 @@ fn item<'a>(root: &'a Node, spot: &'a Spot, i: usize) -> Option<(&'a Node, &'a S
 
 /// Whether the new text means what it should, and nothing else has changed.
 fn prove(before: &[Node], now: &str, place: Place, wanted: &Node, at: Pos) -> Result<(), Refusal> {
-    let wrong = || Refusal::new(at, "it cannot be changed without touching more than was asked for; edit it by hand");
+    let wrong = || Refusal::new(at, "it cannot be changed without touching more than was asked for");
     let after = read(now).map_err(|_| wrong())?;
     let mut expected = before.to_vec();
     let slot = expected.get_mut(place.document).ok_or_else(wrong)?;
@@ -143,7 +143,7 @@ pub fn without(text: &str, at: Pos) -> Result<Option<String>, Refusal> {
     let rest = before.iter().enumerate().filter(|(i, _)| *i != place.document).map(|(_, n)| n);
     match after.len() + 1 == before.len() && rest.zip(&after).all(|(a, b)| same(a, b)) {
         true => Ok(Some(format!("{mark}{now}"))),
-        false => Err(Refusal::new(at, "it cannot be taken out without touching others; edit the file by hand")),
+        false => Err(Refusal::new(at, "it cannot be taken out without touching others")),
     }
 }
 

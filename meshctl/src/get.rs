@@ -14,7 +14,7 @@ use weft_dialects::Object;
 use weft_policy::doc::Node;
 use weft_policy::yaml;
 
-/// Lists objects, or prints one
+/// List the objects of a folder, or print one
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     meshctl get vs                                  VirtualServices, and where they stand\n  \
@@ -45,10 +45,10 @@ impl Get {
             _ => (&*self.kind, self.name.as_deref()),
         };
         let kinds: Vec<Wanted> = kinds.split(',').filter(|k| !k.is_empty()).map(Wanted::new).collect();
-        let wanted = |o: &Arc<Object>| {
-            kinds.iter().any(|k| k.is(o)) && name.is_none_or(|n| o.name == n) && self.which.take(o)
-        };
-        let found: Vec<&Arc<Object>> = store.objects.0.iter().filter(|o| wanted(o)).collect();
+        let wanted =
+            |o: &Arc<Object>| kinds.iter().any(|k| k.is(o)) && name.is_none_or(|n| o.name == n) && self.which.take(o);
+        let mut found: Vec<&Arc<Object>> = store.objects.0.iter().filter(|o| wanted(o)).collect();
+        found.sort_by_key(|o| kinds.iter().position(|k| k.is(o)));
         if found.is_empty() {
             return nothing(&store, &kinds, &self.kind, name);
         }
@@ -131,7 +131,9 @@ fn about(object: &Object) -> String {
             format!("{} replicas", if replicas.is_empty() { "1" } else { &replicas })
         }
         "VirtualService" => each("hosts", &value::word),
-        "DestinationRule" => format!("{}: {}", word("host"), each("subsets", &of("name"))).trim_end_matches(": ").into(),
+        "DestinationRule" => {
+            format!("{}: {}", word("host"), each("subsets", &of("name"))).trim_end_matches(": ").into()
+        }
         "HTTPRoute" | "GRPCRoute" => each("parentRefs", &of("name")),
         "TrafficPolicy" => each("targetRefs", &of("name")),
         "TrafficSplit" => {

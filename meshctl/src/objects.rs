@@ -195,9 +195,12 @@ impl Draft<'_> {
         self.files.get_key_value(Path::new(&*object.file)).map(|(path, _)| path)
     }
 
-    /// The object is to be like this.
-    pub fn edit(&mut self, object: &ObjectRef, wanted: &Node) -> Result<()> {
-        self.change(object, |text, now| edit::rewrite(text, now.node.at, wanted).map(Some))
+    /// The object is to be like this; what was done is returned in words.
+    pub fn edit(&mut self, now: &Object, wanted: &Node) -> Result<String> {
+        let reference = now.reference();
+        self.change(&reference, |text, now| edit::rewrite(text, now.node.at, wanted).map(Some))?;
+        let done = if edit::value::same(&now.node, wanted) { "unchanged" } else { "changed" };
+        Ok(format!("{reference} {done} ({}:{})", now.file, now.node.at.line))
     }
 
     /// The object is to be this one, as it is written elsewhere.
@@ -248,9 +251,9 @@ impl Draft<'_> {
     fn changed(&self) -> Vec<(&PathBuf, Option<&str>, Option<&str>)> {
         let before = &self.store.files;
         let names: std::collections::BTreeSet<&PathBuf> = before.keys().chain(self.files.keys()).collect();
-        let sides = names.into_iter().map(|name| {
-            (name, before.get(name).map(String::as_str), self.files.get(name).map(String::as_str))
-        });
+        let sides = names
+            .into_iter()
+            .map(|name| (name, before.get(name).map(String::as_str), self.files.get(name).map(String::as_str)));
         sides.filter(|(_, before, after)| before != after).collect()
     }
 

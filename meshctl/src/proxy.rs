@@ -126,7 +126,9 @@ impl Which {
         }
         match self.output {
             Output::Json => println!("{:#}", Json::Object(all)),
-            Output::Table => all.iter().for_each(|(name, said)| println!("{name}: {}", said.as_str().unwrap_or_default())),
+            Output::Table => {
+                all.iter().for_each(|(name, said)| println!("{name}: {}", said.as_str().unwrap_or_default()))
+            }
         }
         Ok(())
     }
@@ -178,7 +180,8 @@ fn certificates(certs: &Json, coloured: bool) -> String {
                 let text = |name: &str| cert[name].as_str().unwrap_or_default().to_string();
                 let names = list(&cert["subject_alt_names"]);
                 let names = names.iter().filter_map(|n| n["uri"].as_str().or(n["dns"].as_str()));
-                let day = |name: &str| (text(name).split('.').next().unwrap_or_default().replace('T', " "), Tone::Plain);
+                let day =
+                    |name: &str| (text(name).split('.').next().unwrap_or_default().replace('T', " "), Tone::Plain);
                 rows.push(vec![
                     (kind.to_string(), Tone::Plain),
                     (text("serial_number"), Tone::Plain),

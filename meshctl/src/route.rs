@@ -7,8 +7,8 @@
 mod create;
 mod delete;
 mod gateway;
-mod linkerd;
 mod istio;
+mod linkerd;
 mod mesh;
 mod native;
 mod set;

@@ -65,7 +65,9 @@ async fn ask(lab: &Lab) -> Result<Json> {
     let running = lab.status()?;
     for proxy in status["proxies"].as_array_mut().into_iter().flatten() {
         let mut pods = rows(&running["pods"]).iter();
-        let Some(pod) = pods.find(|p| p["name"] == proxy["pod"] && p["namespace"] == proxy["namespace"]) else { continue };
+        let Some(pod) = pods.find(|p| p["name"] == proxy["pod"] && p["namespace"] == proxy["namespace"]) else {
+            continue;
+        };
         // One that does not answer has no certificate to show; that it is away is told beside.
         let Ok(door) = Door::sidecar(pod) else { continue };
         if let Ok(certs) = door.json("/certs").await {
@@ -199,7 +201,9 @@ mod tests {
         let page = text(&all, false, false, 1000);
         let lines: Vec<&str> = page.lines().collect();
         assert_eq!(lines[1], "shop        web-1   in sync            2           60s     2026-11-22 10:00:00   0.1.0");
-        assert!(lines[2].contains("web-2   away") && lines[3].contains("1 pending") && lines[4].contains("not heard of"));
+        assert!(
+            lines[2].contains("web-2   away") && lines[3].contains("1 pending") && lines[4].contains("not heard of")
+        );
         assert_eq!(lines[5], "1 warning: meshctl analyze demo");
         all["proxies"][1]["refused"] = json!([{"name": "service/shop/web", "version": "1", "why": "routes[0]: no"}]);
         assert!(!is_well(&all));

@@ -57,7 +57,7 @@ impl Change<'_> {
     /// They differ. `part` is what the value is of: none at the root.
     fn within(&self, node: &Node, spot: &Spot, wanted: &Node, part: Option<(&Spot, &Part)>) -> Splices {
         if spot.tied {
-            let why = "an anchor, an alias or a tag is here, and others may mean it too; edit it by hand";
+            let why = "an anchor, an alias or a tag is here, and others may mean it too";
             return Err(Refusal::new(spot.at, why));
         }
         match (&node.value, &wanted.value) {
@@ -204,11 +204,8 @@ impl Change<'_> {
             let after = next_line(self.text, end);
             if self.begins_its_line(part.start) {
                 // At the end of a text without a last line break, the one before goes.
-                let from = if after == self.text.len() && !self.text.ends_with('\n') && line > 0 {
-                    line_end(self.text, line_start(self.text, line - 1))
-                } else {
-                    line
-                };
+                let last = after == self.text.len() && !self.text.ends_with('\n');
+                let from = if last { self.end_before(part.start) } else { line };
                 return vec![Splice::remove(from..after)];
             }
             // It shares its line with a dash before it; what comes next takes its place there.
@@ -221,8 +218,8 @@ impl Change<'_> {
             return vec![Splice::remove(part.start..next)];
         }
         let own = match self.begins_its_line(part.start) {
-            true => line_end(self.text, line_start(self.text, part.start).saturating_sub(1)),
-            false => part.start - (self.text[..part.start].len() - self.text[..part.start].trim_end_matches(' ').len()),
+            true => self.end_before(part.start),
+            false => self.text[..part.start].trim_end_matches(' ').len(),
         };
         let before = i.checked_sub(1).and_then(|b| spot.parts.get(b));
         let between = before.and_then(|b| self.comma(b.value.span.end.max(b.after)));
@@ -241,6 +238,14 @@ impl Change<'_> {
         self.text[at..].starts_with(',').then_some(at)
     }
 
+    /// Where the line before this one ends.
+    fn end_before(&self, at: usize) -> usize {
+        match line_start(self.text, at) {
+            0 => 0,
+            line => line_end(self.text, line_start(self.text, line - 1)),
+        }
+    }
+
     fn begins_its_line(&self, at: usize) -> bool {
         self.text[line_start(self.text, at)..at].trim().is_empty()
     }
@@ -249,7 +254,8 @@ impl Change<'_> {
 /// Takes a document out, from the line that separates it from the one before to the one that separates it from the next. Of the
 /// first one without such a line, only the comments right above it go along: those further up are the file's.
 pub fn without_document(text: &str, spot: &Spot) -> Splice {
-    let separates = |line: &str| line.strip_prefix("---").is_some_and(|r| r.is_empty() || r.starts_with([' ', '\t', '\r', '\n']));
+    let separates =
+        |line: &str| line.strip_prefix("---").is_some_and(|r| r.is_empty() || r.starts_with([' ', '\t', '\r', '\n']));
     let starts: Vec<usize> = std::iter::once(0).chain(text.match_indices('\n').map(|(i, _)| i + 1)).collect();
     let separators: Vec<usize> = starts.iter().copied().filter(|s| separates(&text[*s..])).collect();
     let end = separators.iter().copied().find(|s| *s >= spot.span.end).unwrap_or(text.len());

@@ -120,10 +120,14 @@ impl Reader<'_> {
             Event::MappingStart(anchor, tag) => self.start(anchor > 0 || tag.is_some(), range.start, at, true),
             Event::SequenceEnd | Event::MappingEnd => {
                 let Some(Open { mut spot, slot, .. }) = self.open.pop() else { return };
-                spot.span.end = match spot.look.is_flow() {
-                    true => range.end,
-                    false => spot.parts.last().map_or(spot.span.start, |p| p.value.span.end.max(p.after)),
-                };
+                let inner = spot.parts.last().map(|p| p.value.span.end.max(p.after));
+                match (spot.look.is_flow(), inner) {
+                    (true, inner) => match self.closed(inner.unwrap_or(spot.span.start + 1)) {
+                        Some(end) => spot.span.end = end,
+                        None => (spot.span.end, spot.tied) = (range.end, true),
+                    },
+                    (false, inner) => spot.span.end = inner.unwrap_or(spot.span.start),
+                }
                 self.place(spot, slot);
             }
             _ => {}
@@ -133,9 +137,12 @@ impl Reader<'_> {
     fn scalar(&self, text: &str, style: ScalarStyle, range: Range<usize>, slot: Slot, at: Pos) -> Spot {
         let (look, span) = match style {
             ScalarStyle::Plain if text.is_empty() => (Look::Nothing, slot.after..slot.after),
-            ScalarStyle::Plain => (Look::Plain, range),
-            ScalarStyle::SingleQuoted => (Look::Single, range),
-            ScalarStyle::DoubleQuoted => (Look::Double, range),
+            ScalarStyle::Plain => {
+                let written = self.text.get(range.clone()).unwrap_or_default().trim_end();
+                (Look::Plain, range.start..range.start + written.len())
+            }
+            ScalarStyle::SingleQuoted => (Look::Single, range.start..self.quoted(range.start, '\'')),
+            ScalarStyle::DoubleQuoted => (Look::Double, range.start..self.quoted(range.start, '"')),
             ScalarStyle::Literal | ScalarStyle::Folded => {
                 // The parser's place is the first line of the text, behind the sign.
                 let sign = slot.after + blanks(&self.text[slot.after..]);
@@ -144,6 +151,28 @@ impl Reader<'_> {
             }
         };
         Spot { at, span, look, tied: false, parts: Vec::new() }
+    }
+
+    /// Behind the closing quote: the parser's place is behind the blanks and the remark after it.
+    fn quoted(&self, start: usize, quote: char) -> usize {
+        let mut chars = self.text[start..].char_indices().skip(1).peekable();
+        while let Some((i, c)) = chars.next() {
+            match c {
+                '\\' if quote == '"' => drop(chars.next()),
+                c if c != quote => {}
+                '\'' if chars.next_if(|(_, next)| *next == '\'').is_some() => {}
+                _ => return start + i + 1,
+            }
+        }
+        self.text.len()
+    }
+
+    /// Behind the brace or bracket that follows the last part; the parser's place may be that of a comma before it.
+    fn closed(&self, from: usize) -> Option<usize> {
+        let skip = |at: usize| at + trivia(self.text.get(at..).unwrap_or_default());
+        let at = skip(from);
+        let at = if self.text[at..].starts_with(',') { skip(at + 1) } else { at };
+        self.text[at..].starts_with(['}', ']']).then_some(at + 1)
     }
 
     fn start(&mut self, tied: bool, start: usize, at: Pos, map: bool) {

@@ -27,7 +27,10 @@ fn values_stay_as_they_are_written() {
     for (before, after) in [
         ("spec: {a: 1}", "spec: {a: 2}"),
         ("spec:\n  a: 1 # one\n", "spec:\n  a: 2 # one\n"),
-        ("# head\nspec:   # here\n    b: x\n    a:   1   # one\r\n", "# head\nspec:   # here\n    b: x\n    a:   2   # one\r\n"),
+        (
+            "# head\nspec:   # here\n    b: x\n    a:   1   # one\r\n",
+            "# head\nspec:   # here\n    b: x\n    a:   2   # one\r\n",
+        ),
         ("\u{feff}spec: {\"a\": 1}\r\n", "\u{feff}spec: {\"a\": 2}\r\n"),
         ("spec:\n  ü: \"é\"\n  a: 1", "spec:\n  ü: \"é\"\n  a: 2"),
         ("spec:\n  a:\n  b: 1\n", "spec:\n  a: 2\n  b: 1\n"),
@@ -36,7 +39,10 @@ fn values_stay_as_they_are_written() {
         ("spec:\n  a:\n    deep: [1]\n  b: 1\n", "spec:\n  a: 2\n  b: 1\n"),
         ("spec:\n  a:\n  - 1\n  - 3\n  b: 1\n", "spec:\n  a: 2\n  b: 1\n"),
         ("---\nspec: {a: 1}\n---\nspec: {a: 1}\n...\n", "---\nspec: {a: 2}\n---\nspec: {a: 1}\n...\n"),
-        ("{\n  \"spec\": {\n    \"a\": 1,\n    \"b\": 1\n  }\n}\n", "{\n  \"spec\": {\n    \"a\": 2,\n    \"b\": 1\n  }\n}\n"),
+        (
+            "{\n  \"spec\": {\n    \"a\": 1,\n    \"b\": 1\n  }\n}\n",
+            "{\n  \"spec\": {\n    \"a\": 2,\n    \"b\": 1\n  }\n}\n",
+        ),
     ] {
         assert_eq!(edited(before, |n| put(spec(n), "a", int(2))), after, "{before:?}");
     }
@@ -63,10 +69,22 @@ fn fields_come() {
         ("spec: {}\n", "spec:\n  r:\n    attempts: 3\n    retryOn: 5xx,reset\n"),
         ("spec:\n  a: 1 # one\n# end\n", "spec:\n  a: 1 # one\n  r:\n    attempts: 3\n    retryOn: 5xx,reset\n# end\n"),
         ("spec:\n  a: {b: 1}", "spec:\n  a: {b: 1}\n  r: {attempts: 3, retryOn: \"5xx,reset\"}"),
-        ("spec:\r\n    a:\r\n    - 1\r\n---\r\nb: 1\r\n", "spec:\r\n    a:\r\n    - 1\r\n    r:\r\n        attempts: 3\r\n        retryOn: 5xx,reset\r\n---\r\nb: 1\r\n"),
-        ("spec:\n  a: |\n    text\n\n\nx: 1\n", "spec:\n  a: |\n    text\n  r:\n    attempts: 3\n    retryOn: 5xx,reset\n\n\nx: 1\n"),
-        ("spec: {\n  a: 1, # one\n  b: 2 # two\n}\n", "spec: {\n  a: 1, # one\n  b: 2, # two\n  r: {attempts: 3, retryOn: \"5xx,reset\"}\n}\n"),
-        ("{\n  \"spec\": {\n    \"a\": 1\n  }\n}\n", "{\n  \"spec\": {\n    \"a\": 1,\n    \"r\": {\"attempts\": 3, \"retryOn\": \"5xx,reset\"}\n  }\n}\n"),
+        (
+            "spec:\r\n    a:\r\n    - 1\r\n---\r\nb: 1\r\n",
+            "spec:\r\n    a:\r\n    - 1\r\n    r:\r\n        attempts: 3\r\n        retryOn: 5xx,reset\r\n---\r\nb: 1\r\n",
+        ),
+        (
+            "spec:\n  a: |\n    text\n\n\nx: 1\n",
+            "spec:\n  a: |\n    text\n  r:\n    attempts: 3\n    retryOn: 5xx,reset\n\n\nx: 1\n",
+        ),
+        (
+            "spec: {\n  a: 1, # one\n  b: 2 # two\n}\n",
+            "spec: {\n  a: 1, # one\n  b: 2, # two\n  r: {attempts: 3, retryOn: \"5xx,reset\"}\n}\n",
+        ),
+        (
+            "{\n  \"spec\": {\n    \"a\": 1\n  }\n}\n",
+            "{\n  \"spec\": {\n    \"a\": 1,\n    \"r\": {\"attempts\": 3, \"retryOn\": \"5xx,reset\"}\n  }\n}\n",
+        ),
     ] {
         assert_eq!(edited(before, |n| put(spec(n), "r", retries())), after, "{before:?}");
     }
@@ -92,7 +110,10 @@ fn fields_go() {
     // One that shares its line with a dash gives it to the next.
     let first_of = |n: &mut Node| remove(&mut items(n)[0], "a");
     assert_eq!(edited("spec:\n  l:\n  - a: 1 # one\n    b: 2\n", first_of), "spec:\n  l:\n  - b: 2\n");
-    assert_eq!(edited("spec:\n  l:\n  - a: 1\n    # of b\n    b: 2\n", first_of), "spec:\n  l:\n  - # of b\n    b: 2\n");
+    assert_eq!(
+        edited("spec:\n  l:\n  - a: 1\n    # of b\n    b: 2\n", first_of),
+        "spec:\n  l:\n  - # of b\n    b: 2\n"
+    );
 }
 
 #[test]
@@ -123,7 +144,10 @@ fn elements_come_and_go() {
     assert_eq!(edited(before, |n| drop(items(n).remove(0))), "spec:\n  l:\n  - 2\n");
     assert_eq!(edited(before, |n| items(n).clear()), "spec:\n  l: []\n");
     let deep = "spec:\n  l:\n  - - 1\n    - 2\n";
-    assert_eq!(edited(deep, |n| items(n)[0] = list([int(1), int(5), int(2)])), "spec:\n  l:\n  - - 1\n    - 5\n    - 2\n");
+    assert_eq!(
+        edited(deep, |n| items(n)[0] = list([int(1), int(5), int(2)])),
+        "spec:\n  l:\n  - - 1\n    - 5\n    - 2\n"
+    );
 }
 
 #[test]
@@ -135,7 +159,9 @@ fn what_others_may_mean_is_not_touched() {
         rewrite(before, at, &node).unwrap_err()
     };
     let a = |n: &mut Node| put(spec(n), "a", int(2));
-    for before in ["spec: {a: &x 1, b: *x}\n", "x: &x 1\nspec:\n  a: *x\n", "spec: &x\n  a: 1\n  b: 1\n", "spec: {a: !!int 1}\n"] {
+    for before in
+        ["spec: {a: &x 1, b: *x}\n", "x: &x 1\nspec:\n  a: *x\n", "spec: &x\n  a: 1\n  b: 1\n", "spec: {a: !!int 1}\n"]
+    {
         let refusal = refused(before, &a);
         assert!(refusal.why.contains("an anchor, an alias or a tag"), "{refusal:?}");
     }
@@ -143,7 +169,7 @@ fn what_others_may_mean_is_not_touched() {
     assert_eq!(edited("spec: {a: 1, b: &x 1, c: *x}\n", a), "spec: {a: 2, b: &x 1, c: *x}\n");
     // An anchor that is taken away while somebody means it.
     let gone = refused("spec:\n  a: &x 1\n  b: *x\n", &|n| remove(spec(n), "a"));
-    assert!(gone.why.contains("by hand"), "{gone:?}");
+    assert!(gone.why.contains("unreadable"), "{gone:?}");
     assert_eq!(rewrite("a: 1\n", Pos { line: 7, column: 1 }, &map([])).unwrap_err().at.line, 7);
 }
 
@@ -256,7 +282,11 @@ impl Layouts {
                 self.out += &key;
             }
             let path = [path, &[step]].concat();
-            if depth > 0 && self.chance(3) { self.flow(&path, depth - 1) } else { self.leaf(&path, true) }
+            if depth > 0 && self.chance(3) {
+                self.flow(&path, depth - 1)
+            } else {
+                self.leaf(&path, true)
+            }
             if i + 1 < count || self.chance(5) {
                 self.out.push(',');
             }
@@ -347,7 +377,7 @@ fn at<'n>(node: &'n mut Node, path: &[Step]) -> &'n mut Node {
 #[test]
 fn of_any_layout_only_the_value_changes() {
     let mut edits = 0;
-    for seed in 0..400 {
+    for seed in 0..150 {
         let layout = Layouts::new(seed).all();
         let before = &layout.out;
         let documents = read(before).unwrap_or_else(|r| panic!("{seed}: {r:?} in\n{before}"));
@@ -363,7 +393,7 @@ fn of_any_layout_only_the_value_changes() {
             edits += 1;
         }
     }
-    assert!(edits > 2_000, "{edits}");
+    assert!(edits > 1_000, "{edits}");
 }
 
 /// Fields and elements come and go in all these layouts: what is meant is checked by the editor itself, so here it is that it
@@ -371,7 +401,7 @@ fn of_any_layout_only_the_value_changes() {
 #[test]
 fn of_any_layout_parts_come_and_go() {
     let (mut come, mut gone) = (0, 0);
-    for seed in 0..400 {
+    for seed in 0..120 {
         let layout = Layouts::new(seed).all();
         let before = &layout.out;
         let documents = read(before).unwrap();
@@ -408,5 +438,54 @@ fn of_any_layout_parts_come_and_go() {
             gone += 2;
         }
     }
-    assert!(come > 1_000 && gone > 2_000, "{come} {gone}");
+    assert!(come > 400 && gone > 800, "{come} {gone}");
+}
+
+/// Texts that somebody broke, or that break this editor's expectations: it refuses, or what it makes is right.
+#[test]
+fn broken_texts_do_no_harm() {
+    let odd = [
+        "\n", "\r", "\t", "-", ":", "#", "{", "}", "[", "]", ",", "&a ", "*a", "!!str ", "|", ">", "\"", "'", "? ",
+        "---\n", "é", "\u{feff}", " ",
+    ];
+    let (mut rng, mut refused, mut edits) = (Rng::new(7), 0, 0);
+    for seed in 0..400 {
+        let mut text = Layouts::new(seed).all().out;
+        for _ in 0..1 + rng.below(3) {
+            let places: Vec<usize> = text.char_indices().map(|(i, _)| i).collect();
+            let at = places[rng.below(places.len() as u64) as usize];
+            match rng.below(3) {
+                0 => drop(text.remove(at)),
+                1 => text.insert_str(at, odd[rng.below(odd.len() as u64) as usize]),
+                _ => text.truncate(at.max(1)),
+            }
+            if text.is_empty() {
+                text.push('a');
+            }
+        }
+        let Ok(documents) = read(split_mark(&text).1) else { continue };
+        for document in &documents {
+            let mut wanted = document.clone();
+            let Value::Map(items) = &mut wanted.value else { continue };
+            match rng.below(3) {
+                0 if items.len() > 1 => drop(items.pop()),
+                1 => items.push(("new".into(), Pos::default(), text_of_lines())),
+                _ => items[0].2 = map([("a", int(1))]),
+            }
+            match rewrite(&text, document.at, &wanted) {
+                Ok(after) => {
+                    let found = read(split_mark(&after).1).unwrap();
+                    assert!(found.iter().any(|d| same(d, &wanted)), "{seed}: {text}\n=>\n{after}");
+                    edits += 1;
+                }
+                Err(_) => refused += 1,
+            }
+            let _ = without(&text, document.at);
+        }
+    }
+    assert!(edits > 150 && refused < edits / 4, "{edits} edits, {refused} refused");
+}
+
+fn text_of_lines() -> Node {
+    text("two\nlines\n")
 }

@@ -239,10 +239,63 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let odd = [
-            "", " a", "a ", "a: b", "a #b", "#a", "- a", "a,b", "{a", "[", "*x", "&x", "!x", "|", ">", "%", "@", "`",
-            "'", "\"", "yes", "No", "~", "null", "true", "1", "1.0", "012", "0x1F", "12:30", "5xx", "900m", "10s",
-            "a\nb", "a\nb\n", "a\n\nb\n\n", "\na", " a\nb", "tab\there", "é", "a\u{7f}", "---", "...", "?", "? a", ":",
-            "a:", "-", "1e3", "2020-01-01", "<<", "=", "5xx,reset", ".inf", "0o7", "\u{feff}x", "a\r\nb",
+            "",
+            " a",
+            "a ",
+            "a: b",
+            "a #b",
+            "#a",
+            "- a",
+            "a,b",
+            "{a",
+            "[",
+            "*x",
+            "&x",
+            "!x",
+            "|",
+            ">",
+            "%",
+            "@",
+            "`",
+            "'",
+            "\"",
+            "yes",
+            "No",
+            "~",
+            "null",
+            "true",
+            "1",
+            "1.0",
+            "012",
+            "0x1F",
+            "12:30",
+            "5xx",
+            "900m",
+            "10s",
+            "a\nb",
+            "a\nb\n",
+            "a\n\nb\n\n",
+            "\na",
+            " a\nb",
+            "tab\there",
+            "é",
+            "a\u{7f}",
+            "---",
+            "...",
+            "?",
+            "? a",
+            ":",
+            "a:",
+            "-",
+            "1e3",
+            "2020-01-01",
+            "<<",
+            "=",
+            "5xx,reset",
+            ".inf",
+            "0o7",
+            "\u{feff}x",
+            "a\r\nb",
         ];
         for hand in [
             Hand::default(),
@@ -264,15 +317,19 @@ mod tests {
 
     #[test]
     fn as_people_write_it() {
-        let route = map([
-            ("spec", map([
+        let route = map([(
+            "spec",
+            map([
                 ("parentRefs", list([map([("group", text("")), ("kind", text("Service")), ("name", text("web"))])])),
-                ("rules", list([map([
-                    ("backendRefs", list([map([("name", text("v1")), ("port", int(80)), ("weight", int(90))])])),
-                    ("timeouts", map([("request", text("3s"))])),
-                ])])),
-            ])),
-        ]);
+                (
+                    "rules",
+                    list([map([
+                        ("backendRefs", list([map([("name", text("v1")), ("port", int(80)), ("weight", int(90))])])),
+                        ("timeouts", map([("request", text("3s"))])),
+                    ])]),
+                ),
+            ]),
+        )]);
         let flows = Hand { flows: true, ..Hand::default() };
         assert_eq!(
             document(&route, &flows),

@@ -158,7 +158,13 @@ impl Explainer<'_> {
             false => bound.plan.route(&view),
         };
         let entry = self.sight.entries.get(&(id.clone(), port));
-        let mut chosen = Chosen { bound, route: &bound.plan.default_route, document, port: format!("ports[{place}]"), path: String::new() };
+        let mut chosen = Chosen {
+            bound,
+            route: &bound.plan.default_route,
+            document,
+            port: format!("ports[{place}]"),
+            path: String::new(),
+        };
         if !bytes {
             out["routes"] = self.tried(&view, &chosen, entry);
         }
@@ -203,7 +209,8 @@ impl Explainer<'_> {
                 out["backends"] = backends?.into();
                 out["backendsOrigin"] = self.origins(&chosen, "to").into();
                 if shares.is_empty() {
-                    out["answer"] = json!({"status": Reason::InvalidBackend.status(), "why": "no backend has a weight"});
+                    out["answer"] =
+                        json!({"status": Reason::InvalidBackend.status(), "why": "no backend has a weight"});
                 }
             }
         }
@@ -319,7 +326,9 @@ impl Explainer<'_> {
             out["rewrite"] = words::rewritten(rewrite);
             out["rewrite"]["origin"] = self.origins(chosen, "rewrite").into();
         }
-        for (name, changes) in [("requestHeaders", &route.request_headers), ("responseHeaders", &route.response_headers)] {
+        for (name, changes) in
+            [("requestHeaders", &route.request_headers), ("responseHeaders", &route.response_headers)]
+        {
             if !changes.is_empty() {
                 out[name] = words::headers(changes);
                 out[name]["origin"] = self.origins(chosen, name).into();
@@ -394,7 +403,10 @@ impl Explainer<'_> {
     fn backend(&self, view: &RequestView<'_>, chosen: &Chosen<'_>, target: &Target, share: f64) -> Result<Json> {
         let invalid = |status: u16, why: &str| json!({"probability": share, "status": status, "why": why});
         let Some(index) = target.backend else {
-            return Ok(invalid(Reason::InvalidBackend.status(), "this backend does not exist, or may not be used from here"));
+            return Ok(invalid(
+                Reason::InvalidBackend.status(),
+                "this backend does not exist, or may not be used from here",
+            ));
         };
         let internal = || Error::new("the plan names a backend that it does not have", "");
         let id = chosen.bound.plan.backends.get(index).ok_or_else(internal)?;
@@ -402,7 +414,9 @@ impl Explainer<'_> {
             "name": id.to_string(), "service": &*id.service.name, "namespace": &*id.service.namespace, "port": id.port,
             "subset": id.subset.as_deref(), "probability": share,
         });
-        for (name, changes) in [("requestHeaders", &target.request_headers), ("responseHeaders", &target.response_headers)] {
+        for (name, changes) in
+            [("requestHeaders", &target.request_headers), ("responseHeaders", &target.response_headers)]
+        {
             if !changes.is_empty() {
                 out[name] = words::headers(changes);
             }

@@ -354,7 +354,11 @@ impl Page {
             }
         }
         for (i, (text, refused, origin)) in told.into_iter().enumerate() {
-            let refused = if refused { paint(": REFUSED, for this comes in plaintext", Tone::Bad, self.coloured) } else { String::new() };
+            let refused = if refused {
+                paint(": REFUSED, for this comes in plaintext", Tone::Bad, self.coloured)
+            } else {
+                String::new()
+            };
             self.line(if i == 0 { "Other side" } else { "" }, &format!("{text}{refused}"), origin);
         }
     }
@@ -471,7 +475,12 @@ fn outlier(o: &Json) -> String {
 }
 
 fn connections(c: &Json) -> String {
-    let said = [("connectTimeout", "to connect"), ("idleTimeout", "idle"), ("maxAge", "old at most"), ("keepalive", "between keepalives")];
+    let said = [
+        ("connectTimeout", "to connect"),
+        ("idleTimeout", "idle"),
+        ("maxAge", "old at most"),
+        ("keepalive", "between keepalives"),
+    ];
     let said = said.iter().filter_map(|(field, of)| Some(format!("{} {of}", c[*field].as_str()?)));
     said.collect::<Vec<_>>().join(", ")
 }

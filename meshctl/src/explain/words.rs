@@ -105,7 +105,9 @@ pub fn outlier(config: &outlier::Config) -> Json {
 pub fn balance(config: &balance::Config) -> Json {
     let (algorithm, means) = match config.algorithm {
         Algorithm::P2cEwma(_) => ("p2c", "the faster of two drawn at random: even while they are equally fast"),
-        Algorithm::LeastRequest { .. } => ("leastRequest", "the less loaded of a few: even while they are equally loaded"),
+        Algorithm::LeastRequest { .. } => {
+            ("leastRequest", "the less loaded of a few: even while they are equally loaded")
+        }
         Algorithm::RoundRobin => ("roundRobin", "in turn"),
         Algorithm::Random => ("random", "at random"),
         Algorithm::Ring { .. } => ("ringHash", "by the hash of the request"),

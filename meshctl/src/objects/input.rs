@@ -22,7 +22,11 @@ pub fn read(files: &[PathBuf]) -> Result<Vec<Given>> {
     let mut out = Vec::new();
     for file in files {
         if file.as_os_str() == "-" {
-            out.push(Given { name: "standard input".into(), stem: None, text: bounded(std::io::stdin(), "standard input")? });
+            out.push(Given {
+                name: "standard input".into(),
+                stem: None,
+                text: bounded(std::io::stdin(), "standard input")?,
+            });
         } else if file.is_dir() {
             let inside = folder(file);
             if inside.is_empty() {

@@ -57,9 +57,8 @@ impl Wanted {
             Some((version, rest)) if is_version(version) => rest,
             _ => group,
         };
-        let named = NAMES.iter().find(|n| {
-            n.kind.eq_ignore_ascii_case(word) || n.plural == word || n.short.contains(&word)
-        });
+        let named =
+            NAMES.iter().find(|n| n.kind.eq_ignore_ascii_case(word) || n.plural == word || n.short.contains(&word));
         let kind = match (named, word) {
             (_, "all") => String::new(),
             (Some(named), _) => named.kind.to_ascii_lowercase(),

@@ -101,7 +101,10 @@ mod tests {
         let all = read(text);
         assert_eq!(all.iter().map(Cluster::short).collect::<Vec<_>>(), ["web.demo:80/v1", "web.demo:81"]);
         let web = &all[0];
-        assert_eq!((web.used("cx_active", "max_connections"), web.used("cx_active", "max_requests")), ("3/100".into(), "3".into()));
+        assert_eq!(
+            (web.used("cx_active", "max_connections"), web.used("cx_active", "max_requests")),
+            ("3/100".into(), "3".into())
+        );
         let states: Vec<(&str, &str)> = web.endpoints.iter().map(|e| (e.address.as_str(), e.state())).collect();
         assert_eq!(states, [("10.0.0.1:80", "ejected"), ("[fd00::1]:80", "healthy")]);
         assert_eq!(web.endpoints[0].figure("rq_active"), "2");

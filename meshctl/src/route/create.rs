@@ -15,7 +15,13 @@ use weft_policy::id::ServiceId;
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
 
-pub fn split(draft: &mut Draft<'_>, mesh: &Mesh, id: &ServiceId, which: &Which, shares: &[Share]) -> Result<Vec<String>> {
+pub fn split(
+    draft: &mut Draft<'_>,
+    mesh: &Mesh,
+    id: &ServiceId,
+    which: &Which,
+    shares: &[Share],
+) -> Result<Vec<String>> {
     is_service(draft, id)?;
     let ports = match (which.port, &mesh.ports(id)[..]) {
         (Some(port), _) => vec![port],
@@ -38,7 +44,13 @@ pub fn split(draft: &mut Draft<'_>, mesh: &Mesh, id: &ServiceId, which: &Which, 
     Ok(vec![created(&format!("httproute/{name}.{}", id.namespace), &file, id)])
 }
 
-pub fn settings(draft: &mut Draft<'_>, mesh: &Mesh, id: &ServiceId, which: &Which, settings: &Settings) -> Result<Vec<String>> {
+pub fn settings(
+    draft: &mut Draft<'_>,
+    mesh: &Mesh,
+    id: &ServiceId,
+    which: &Which,
+    settings: &Settings,
+) -> Result<Vec<String>> {
     is_service(draft, id)?;
     let name = free(draft, id, GATEWAY, "HTTPRoute");
     let cannot = gateway::cannot_say("HTTPRoute", settings).is_some();

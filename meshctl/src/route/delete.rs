@@ -31,8 +31,7 @@ pub fn run(store: &Store, typed: (&str, Option<&str>), writing: Writing) -> Resu
         let Some(now) = draft.find(&object) else { continue };
         match without(&now, id) {
             Some(less) => {
-                draft.edit(&object, &less)?;
-                done.push(format!("{object} changed: it is for others still ({}:{})", now.file, now.node.at.line));
+                done.push(format!("{}: it is for others still", draft.edit(&now, &less)?));
             }
             None => {
                 draft.remove(&object)?;

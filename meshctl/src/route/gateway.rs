@@ -113,7 +113,7 @@ pub fn say(rule: &mut Node, settings: &Settings) -> Result<()> {
                     value::put(retry, "codes", value::list(codes));
                 }
             }
-            Ok(())
+            Ok::<(), Error>(())
         })?;
     }
     Ok(())

@@ -18,7 +18,8 @@ pub fn split(node: &mut Node, shares: &[Share], context: &Context<'_>) -> Result
     let of = |entry: &Node, name: &str| service(entry).is_some_and(|id| Some(id) == context.service_named(name));
     value::within(node, "spec", |spec| {
         value::with_items(spec, "dstOverrides", |overrides| {
-            let without_port = overrides.iter().filter_map(|o| value::word_at(o, "authority")).any(|a| !a.contains(':'));
+            let without_port =
+                overrides.iter().filter_map(|o| value::word_at(o, "authority")).any(|a| !a.contains(':'));
             weigh(overrides, shares, of, |name| {
                 let Some(id) = context.service_named(name) else {
                     let why = format!("there is no Service {name} in {}", context.namespace);

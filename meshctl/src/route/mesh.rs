@@ -179,8 +179,9 @@ pub struct Target {
 }
 
 impl Target {
-    /// As somebody would type it who splits requests to `of`.
-    pub fn name(&self, of: &ServiceId) -> String {
+    /// As somebody would type it who splits the Service's requests.
+    pub fn name(&self, way: &Way<'_>) -> String {
+        let of = way.service;
         let mut name = match &self.subset {
             Some(subset) if self.service == *of => subset.clone(),
             Some(subset) => format!("{}/{subset}", self.service.name),
@@ -189,7 +190,7 @@ impl Target {
         if self.service.namespace != of.namespace {
             name += &format!(".{}", self.service.namespace);
         }
-        if let Some(port) = self.port {
+        if let Some(port) = self.port.filter(|p| *p != way.port) {
             name += &format!(":{port}");
         }
         if self.invalid { "(nobody: 500)".into() } else { name }

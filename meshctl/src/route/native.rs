@@ -27,7 +27,9 @@ pub fn say(spec: &mut Node, settings: &Settings) -> Result<()> {
 /// What would stand in one, for people to copy.
 pub fn fields(settings: &Settings) -> String {
     let mut spec = value::map([]);
-    let _ = say(&mut spec, &Settings { retries: settings.retries.or(Some(2)), ..settings.clone() });
+    let _ =
+        say(&mut spec, &Settings { retries: settings.retries.or(settings.retry().then_some(2)), ..settings.clone() });
     let text = write::Hand::default().flow(&spec);
-    text.trim_start_matches('{').trim_end_matches('}').to_string() + &"}".repeat(text.len() - text.trim_end_matches('}').len() - 1)
+    text.trim_start_matches('{').trim_end_matches('}').to_string()
+        + &"}".repeat(text.len() - text.trim_end_matches('}').len() - 1)
 }

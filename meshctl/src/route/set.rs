@@ -1,7 +1,7 @@
 //! `route set`: timeouts and retries of a route.
 
 use super::mesh::{Mesh, Way};
-use super::{Which, create, gateway, istio, linkerd, native};
+use super::{Which, create, gateway, istio, linkerd, native, show};
 use crate::error::{Error, Result};
 use crate::objects::{Store, Writing};
 use clap::Args;
@@ -73,7 +73,9 @@ impl Settings {
     pub fn attempts_known(&self, there: bool) -> Result<()> {
         match there || self.retries.is_some() {
             true => Ok(()),
-            false => Err(Error::new("how often is it to be tried again? This route says nothing of retries", "--retries 2")),
+            false => {
+                Err(Error::new("how often is it to be tried again? This route says nothing of retries", "--retries 2"))
+            }
         }
     }
 
@@ -137,13 +139,16 @@ pub fn run(
         None => (None, Vec::new()),
     };
     // Whoever says it now beside the route goes on saying it.
-    let over = |way: &&Way<'_>| {
+    let over = |way: &Way<'_>| {
         let others = settings.fields().into_iter().filter_map(|f| way.other(f));
         others.into_iter().find(|s| s.object.kind == "TrafficPolicy").cloned()
     };
     let target = of.iter().find_map(over).or(source.cloned());
     match target {
-        Some(source) if ["VirtualService", "HTTPRoute", "GRPCRoute", "ServiceProfile", "TrafficPolicy"].contains(&&*source.object.kind) => {
+        Some(source)
+            if ["VirtualService", "HTTPRoute", "GRPCRoute", "ServiceProfile", "TrafficPolicy"]
+                .contains(&&*source.object.kind) =>
+        {
             let object = &source.object;
             let now = draft.find(object).ok_or_else(|| Error::from(format!("{object} is not in the folder")))?;
             let mut node = now.node.clone();
@@ -153,15 +158,16 @@ pub fn run(
                 "TrafficPolicy" => native::set(&mut node, settings),
                 _ => gateway::set(&mut node, object, &source.field, settings),
             }?;
-            draft.edit(object, &node)?;
-            done.push(format!("{object} changed ({}:{})", now.file, now.node.at.line));
+            done.push(draft.edit(&now, &node)?);
         }
         // A TrafficSplit has no word for it, and annotations yield to a policy.
         Some(_) => done.extend(create::policy(&mut draft, id, settings)?),
         None => done.extend(create::settings(&mut draft, &mesh, id, which, settings)?),
     }
-    if !writing.force {
-        in_effect(&Mesh::of(&draft.objects()), id, which, settings)?;
+    match in_effect(&Mesh::of(&draft.objects()), id, which, settings) {
+        Ok(line) => done.push(line),
+        Err(e) if !writing.force => return Err(e),
+        Err(_) => {}
     }
     draft.finish(writing, &done)
 }
@@ -171,14 +177,20 @@ fn settable<'m>(way: &Way<'m>) -> Option<&'m Source> {
     way.from().filter(|s| s.object.kind != "ServiceProfile" || s.field != "spec")
 }
 
-fn in_effect(mesh: &Mesh, id: &ServiceId, which: &Which, settings: &Settings) -> Result<()> {
+/// What will be, or who keeps it from being.
+fn in_effect(mesh: &Mesh, id: &ServiceId, which: &Which, settings: &Settings) -> Result<String> {
     let ways = candidates(mesh, id, which)?;
     let of = one(&ways, which, settable)?.map(|(_, of)| of).unwrap_or_default();
     let wrong = of.iter().find_map(|way| Some((way, settings.otherwise(way.route)?)));
-    let (way, field) = match (of.is_empty(), wrong) {
-        (true, _) => return Err("refused, for it would not be in effect: nothing routes this Service".to_string().into()),
-        (false, None) => return Ok(()),
-        (false, Some(found)) => found,
+    let (way, field) = match (of.first(), wrong) {
+        (None, _) => {
+            return Err("refused, for it would not be in effect: nothing routes this Service".to_string().into());
+        }
+        (Some(way), None) => {
+            let (timeout, retries) = (show::timeout(way), show::retries(way));
+            return Ok(format!("{}: timeout {timeout}, retries {retries}", id.name));
+        }
+        (_, Some(found)) => found,
     };
     let who = way.other(field).or(way.from()).map(|s| format!(": {} says it, {}:{}", s.object, s.file, s.at.line));
     let hint = format!("change that, or see meshctl route show {}", id.name);

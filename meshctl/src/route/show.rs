@@ -6,8 +6,8 @@ use crate::error::Result;
 use crate::objects::{Output, Store};
 use crate::terminal::{Tone, coloured, paint, table};
 use serde_json::{Value as Json, json};
-use weft_dialects::object::ObjectRef;
 use weft_dialects::reader::Source;
+use weft_dialects::world::{Clients, Variant};
 use weft_policy::id::ServiceId;
 
 pub fn list(store: &Store, typed: Option<&str>, namespace: Option<&str>, output: Output) -> Result<()> {
@@ -87,10 +87,9 @@ fn yaml(json: &Json) -> String {
 }
 
 fn document(mesh: &Mesh, id: &ServiceId) -> Json {
-    let place = |s: &Source| {
-        json!({"object": s.object.to_string(), "file": &*s.file, "line": s.at.line, "field": s.field})
-    };
-    let variant = |(i, v): (usize, &weft_dialects::world::Variant)| {
+    let place =
+        |s: &Source| json!({"object": s.object.to_string(), "file": &*s.file, "line": s.at.line, "field": s.field});
+    let variant = |(i, v): (usize, &Variant)| {
         let ways = mesh.ways(id, i);
         let mut ports = v.document["ports"].clone();
         for port in ports.as_array_mut().into_iter().flatten() {
@@ -115,50 +114,68 @@ fn document(mesh: &Mesh, id: &ServiceId) -> Json {
     json!({"service": &*id.name, "namespace": &*id.namespace, "variants": variants})
 }
 
+/// What is the same for several kinds of clients is shown once.
 fn text(mesh: &Mesh, id: &ServiceId, wide: bool) -> String {
-    let mut out = String::new();
-    let variants = mesh.variants(id);
-    for (i, variant) in variants.iter().enumerate() {
-        let ways = mesh.ways(id, i);
-        for (index, port) in variant.document["ports"].as_array().into_iter().flatten().enumerate() {
-            let head = format!("{}.{} port {} ({})", id.name, id.namespace, port["port"], word(&port["protocol"]));
-            let whose = clients(variant, variants.len());
-            out += &format!("{}{whose}\n", paint(&head, Tone::Bold, coloured()));
-            let here: Vec<&Way<'_>> = ways.iter().filter(|w| port["port"] == w.port).collect();
-            if here.is_empty() {
-                out += "no routes: everything goes to the Service itself\n";
-            } else {
-                let mut heading = vec!["MATCH", "TO", "TIMEOUT", "RETRIES", "FROM"];
-                if wide {
-                    heading.insert(0, "NAME");
-                }
-                let rows: Vec<_> = here.iter().map(|w| row(w, wide)).collect();
-                out += &table(&heading, &rows, coloured());
-            }
-            for block in ["breaker", "outlier", "balance", "retryBudget", "tls"] {
-                if let Some(says) = port["policy"].get(block) {
-                    let from = mesh.policy_from(id, i, index, block);
-                    let from = from.map(|s| format!("  {}", paint(&place(s), Tone::Faint, coloured())));
-                    out += &format!("{block}: {}{}\n", flow(says), from.unwrap_or_default());
-                }
-            }
-            out.push('\n');
+    let mut seen: Vec<(Vec<&Variant>, Vec<(String, String)>)> = Vec::new();
+    for (i, variant) in mesh.variants(id).iter().enumerate() {
+        let ports = ports(mesh, id, i, wide);
+        match seen.iter_mut().find(|(_, shown)| *shown == ports) {
+            Some((of, _)) => of.push(variant),
+            None => seen.push((vec![variant], ports)),
         }
     }
-    out.truncate(out.trim_end().len());
-    out + "\n"
+    let mut blocks = Vec::new();
+    for (of, ports) in &seen {
+        let whose = match of.iter().any(|v| v.clients == Clients::default()) {
+            _ if seen.len() == 1 => String::new(),
+            true => ", for everybody else".into(),
+            false => format!(", for clients {}", of.iter().map(|v| clients(v)).collect::<Vec<_>>().join(" or ")),
+        };
+        for (head, table) in ports {
+            blocks.push(format!("{}{whose}\n{table}", paint(head, Tone::Bold, coloured())));
+        }
+    }
+    blocks.join("\n")
 }
 
-fn clients(variant: &weft_dialects::world::Variant, of: usize) -> String {
-    let of_namespaces: Vec<&str> = variant.clients.namespaces.iter().map(String::as_str).collect();
+/// Each port's heading, and what there is to be told of it.
+fn ports(mesh: &Mesh, id: &ServiceId, variant: usize, wide: bool) -> Vec<(String, String)> {
+    let ways = mesh.ways(id, variant);
+    let document = mesh.variants(id).get(variant).map(|v| &v.document);
+    let ports = document.and_then(|d| d["ports"].as_array()).into_iter().flatten().enumerate();
+    let port = |(index, port): (usize, &Json)| {
+        let here: Vec<&Way<'_>> = ways.iter().filter(|w| port["port"] == w.port).collect();
+        let mut out = "no routes: everything goes to the Service itself\n".to_string();
+        if !here.is_empty() {
+            let mut heading = vec!["MATCH", "TO", "TIMEOUT", "RETRIES", "FROM"];
+            if wide {
+                heading.insert(0, "NAME");
+            }
+            out = table(&heading, &here.iter().map(|w| row(w, wide)).collect::<Vec<_>>(), coloured());
+        }
+        for block in ["breaker", "outlier", "balance", "retryBudget", "tls"] {
+            if let Some(says) = port["policy"].get(block) {
+                let from = mesh.policy_from(id, variant, index, block);
+                let from = from.map(|s| format!("  {}", paint(&place(s), Tone::Faint, coloured())));
+                out += &format!("{block}: {}{}\n", flow(says), from.unwrap_or_default());
+            }
+        }
+        (format!("{}.{} port {} ({})", id.name, id.namespace, port["port"], word(&port["protocol"])), out)
+    };
+    ports.map(port).collect()
+}
+
+fn clients(variant: &Variant) -> String {
+    let namespaces: Vec<&str> = variant.clients.namespaces.iter().map(String::as_str).collect();
     let labels: Vec<String> = variant.clients.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    match (of_namespaces.is_empty(), labels.is_empty()) {
-        _ if of == 1 => String::new(),
-        (true, true) => ", for everybody else".into(),
-        (false, true) => format!(", for clients of {}", of_namespaces.join(", ")),
-        (true, false) => format!(", for clients with {}", labels.join(", ")),
-        _ => format!(", for clients of {} with {}", of_namespaces.join(", "), labels.join(", ")),
+    let mut parts = Vec::new();
+    if !namespaces.is_empty() {
+        parts.push(format!("of {}", namespaces.join(", ")));
     }
+    if !labels.is_empty() {
+        parts.push(format!("with {}", labels.join(", ")));
+    }
+    parts.join(" ")
 }
 
 fn place(source: &Source) -> String {
@@ -166,10 +183,6 @@ fn place(source: &Source) -> String {
 }
 
 fn row(way: &Way<'_>, wide: bool) -> Vec<(String, Tone)> {
-    let timeout = match word(&way.route["timeout"]["request"]) {
-        "" => "-",
-        text => text,
-    };
     // The split says where, and whoever else has a part in it is named too.
     let mut from: Vec<String> = Vec::new();
     let fields = ["to", "timeout.request", "retry.attempts", "retry.on"];
@@ -178,7 +191,7 @@ fn row(way: &Way<'_>, wide: bool) -> Vec<(String, Tone)> {
             from.push(place(source));
         }
     }
-    let mut row = vec![matched(way.route), to(way), timeout.to_string(), retries(way), from.join(", ")];
+    let mut row = vec![matched(way.route), to(way), timeout(way), retries(way), from.join(", ")];
     if wide {
         row.insert(0, way.name().to_string());
     }
@@ -196,16 +209,23 @@ pub fn to(way: &Way<'_>) -> String {
     let to = way.to();
     let total: u64 = to.iter().map(|(_, weight)| weight).sum();
     if let [(only, _)] = &to[..] {
-        return only.name(way.service);
+        return only.name(way);
     }
     let share = |weight: u64| {
         let percent = weight as f64 * 100.0 / total.max(1) as f64;
         format!("{}", (percent * 100.0).round() / 100.0)
     };
-    to.iter().map(|(t, weight)| format!("{}% {}", share(*weight), t.name(way.service))).collect::<Vec<_>>().join(", ")
+    to.iter().map(|(t, weight)| format!("{}% {}", share(*weight), t.name(way))).collect::<Vec<_>>().join(", ")
 }
 
-fn retries(way: &Way<'_>) -> String {
+pub fn timeout(way: &Way<'_>) -> String {
+    match word(&way.route["timeout"]["request"]) {
+        "" => "-".into(),
+        text => text.into(),
+    }
+}
+
+pub fn retries(way: &Way<'_>) -> String {
     let Some(retry) = way.route.get("retry").filter(|_| way.forwards()) else {
         return if way.forwards() { "what no app has seen".into() } else { "-".into() };
     };
@@ -285,9 +305,4 @@ fn word(json: &Json) -> &str {
 
 fn flow(json: &Json) -> String {
     write::Hand::default().flow(&value::from_json(json))
-}
-
-/// The objects that a change of routes is about, as people name them.
-pub fn named(objects: &[ObjectRef]) -> String {
-    objects.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

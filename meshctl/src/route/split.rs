@@ -1,8 +1,8 @@
 //! `route split`: shares of a Service's requests.
 
 use super::mesh::{Mesh, Way};
-use super::shares::Share;
 use super::set::{candidates, one};
+use super::shares::Share;
 use super::{Which, create, gateway, istio, linkerd, show, smi};
 use crate::error::{Error, Result};
 use crate::objects::{Store, Writing};
@@ -41,7 +41,13 @@ impl Context<'_> {
     }
 }
 
-pub fn run(store: &Store, typed: (&str, Option<&str>), which: &Which, shares: &[Share], writing: Writing) -> Result<()> {
+pub fn run(
+    store: &Store,
+    typed: (&str, Option<&str>),
+    which: &Which,
+    shares: &[Share],
+    writing: Writing,
+) -> Result<()> {
     distinct(shares)?;
     let mesh = Mesh::of(&store.objects);
     let id = mesh.find(typed.0, typed.1)?;
@@ -57,8 +63,7 @@ pub fn run(store: &Store, typed: (&str, Option<&str>), which: &Which, shares: &[
             let context = Context { mesh: &mesh, service: id, namespace: &object.namespace, ports };
             let mut node = now.node.clone();
             edit(&mut node, object, &source.field, shares, &context)?;
-            draft.edit(object, &node)?;
-            done.push(format!("{object} changed ({}:{})", now.file, now.node.at.line));
+            done.push(draft.edit(&now, &node)?);
         }
         None => done.extend(create::split(&mut draft, &mesh, id, which, shares)?),
     }
