@@ -236,6 +236,10 @@ impl Draft<'_> {
 
     /// A new file, named `stem.yaml` unless there is one; its name.
     pub fn create(&mut self, stem: &str, text: String) -> PathBuf {
+        // Whoever named it cannot lead it elsewhere, or hide it.
+        let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '-' };
+        let stem: String = stem.chars().map(plain).collect();
+        let stem = stem.trim_start_matches('.');
         let named = |n: u32| if n == 1 { format!("{stem}.yaml") } else { format!("{stem}-{n}.yaml") };
         let free = |path: &PathBuf| !self.files.contains_key(path) && !path.exists();
         let path = (1..).map(|n| self.store.folder.join(named(n))).find(free).unwrap_or_default();

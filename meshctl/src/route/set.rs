@@ -145,10 +145,7 @@ pub fn run(
     };
     let target = of.iter().find_map(over).or(source.cloned());
     match target {
-        Some(source)
-            if ["VirtualService", "HTTPRoute", "GRPCRoute", "ServiceProfile", "TrafficPolicy"]
-                .contains(&&*source.object.kind) =>
-        {
+        Some(source) if has_words(&source) => {
             let object = &source.object;
             let now = draft.find(object).ok_or_else(|| Error::from(format!("{object} is not in the folder")))?;
             let mut node = now.node.clone();
@@ -160,8 +157,12 @@ pub fn run(
             }?;
             done.push(draft.edit(&now, &node)?);
         }
-        // A TrafficSplit has no word for it, and annotations yield to a policy.
+        // A split has no word for it, and annotations yield to a policy.
         Some(_) => done.extend(create::policy(&mut draft, id, settings)?),
+        None if ways.iter().any(|w| w.forwards() && w.from().is_some()) => {
+            let hint = "a route in the profile, with condition: {pathRegex: /.*}, and then this again";
+            return Err(Error::new("these are the requests that no route of the ServiceProfile takes", hint));
+        }
         None => done.extend(create::settings(&mut draft, &mesh, id, which, settings)?),
     }
     match in_effect(&Mesh::of(&draft.objects()), id, which, settings) {
@@ -172,7 +173,16 @@ pub fn run(
     draft.finish(writing, &done)
 }
 
-/// The default route of a profile is nobody's to set.
+/// Whether it is a place where timeouts and retries can be said.
+fn has_words(source: &Source) -> bool {
+    match &*source.object.kind {
+        "VirtualService" | "HTTPRoute" | "GRPCRoute" | "TrafficPolicy" => true,
+        "ServiceProfile" => source.field.starts_with("spec.routes["),
+        _ => false,
+    }
+}
+
+/// What a profile has no route for is nobody's to set.
 fn settable<'m>(way: &Way<'m>) -> Option<&'m Source> {
     way.from().filter(|s| s.object.kind != "ServiceProfile" || s.field != "spec")
 }

@@ -227,7 +227,7 @@ pub fn timeout(way: &Way<'_>) -> String {
 
 pub fn retries(way: &Way<'_>) -> String {
     let Some(retry) = way.route.get("retry").filter(|_| way.forwards()) else {
-        return if way.forwards() { "what no app has seen".into() } else { "-".into() };
+        return if way.forwards() { "only what no app has seen".into() } else { "-".into() };
     };
     let attempts = retry["attempts"].as_u64().unwrap_or(2);
     let on = match &retry["on"] {

@@ -87,10 +87,11 @@ fn distinct(shares: &[Share]) -> Result<()> {
     }
 }
 
-/// A TrafficPolicy and annotations say nothing of it.
+/// A TrafficPolicy and annotations say nothing of it, and neither does a split of what it does not match.
 fn says_where<'m>(way: &Way<'m>) -> Option<&'m Source> {
     let kinds = ["VirtualService", "HTTPRoute", "GRPCRoute", "TrafficSplit", "ServiceProfile"];
-    way.other("to").or(way.from()).filter(|s| kinds.contains(&&*s.object.kind))
+    let split_of_others = |s: &&Source| s.object.kind == "TrafficSplit" && way.route.get("to").is_none();
+    way.other("to").or(way.from()).filter(|s| kinds.contains(&&*s.object.kind) && !split_of_others(s))
 }
 
 fn edit(node: &mut Node, object: &ObjectRef, field: &str, shares: &[Share], context: &Context<'_>) -> Result<()> {
