@@ -56,8 +56,8 @@ pub enum Document {
 pub struct Ledger {
     pub entries: Vec<Entry>,
     pub findings: Vec<Finding>,
-    /// Where the parts of a document come from, by their paths in it: `ports[0].routes[1]`, `ports[0].policy.breaker`. What is
-    /// not named is of what is around it.
+    /// Where the parts of a document come from, by their paths in it: `ports[0].routes[1]`, `ports[0].policy.breaker`, of
+    /// pods `inbound.mtls`. What is not named is of what is around it.
     pub origins: BTreeMap<Document, BTreeMap<String, Source>>,
 }
 

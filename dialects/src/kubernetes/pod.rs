@@ -198,7 +198,7 @@ pub fn documents(b: &Builder<'_>, ledger: &mut Ledger) -> BTreeMap<PodId, world:
     meshed
         .map(|(id, pod, identity)| {
             let (mtls, from) = peer_authentication::of(b, &id.namespace, pod);
-            let origins = from.map(|from| BTreeMap::from([("mtls".to_string(), from)]));
+            let origins = from.map(|from| BTreeMap::from([("inbound.mtls".to_string(), from)]));
             ledger.origins.extend(origins.map(|origins| (Document::Pod(id.clone()), origins)));
             let mut inbound = json!({
                 "name": "in", "role": "inbound", "address": "[::]:15006", "originalDst": true,

@@ -81,11 +81,11 @@ impl Change<'_> {
             return Ok(Some(match spot.look.is_flow() {
                 true => {
                     let text = format!("{}: {}", self.hand.key(key), self.hand.flow(node));
-                    self.into_flow(spot, spot.parts.len(), text)
+                    self.flow_part(spot, spot.parts.len(), text)
                 }
                 false => {
                     let indent = spot.parts.first().map_or(0, |p| column(self.text, p.start));
-                    self.into_block(spot, spot.parts.len(), self.hand.field(key, node, indent), indent)
+                    self.block_part(spot, spot.parts.len(), self.hand.field(key, node, indent), indent)
                 }
             }));
         }
@@ -108,7 +108,7 @@ impl Change<'_> {
         }
         let element = &new[front];
         Ok(Some(match spot.look.is_flow() {
-            true => self.into_flow(spot, front, self.hand.flow(element)),
+            true => self.flow_part(spot, front, self.hand.flow(element)),
             false => {
                 let indent = spot.parts.first().map_or(0, |p| column(self.text, p.start));
                 // As the one beside it is written.
@@ -117,7 +117,7 @@ impl Change<'_> {
                     true => vec![format!("- {}", self.hand.flow(element))],
                     false => self.hand.element(element, indent),
                 };
-                self.into_block(spot, front, lines, indent)
+                self.block_part(spot, front, lines, indent)
             }
         }))
     }
@@ -160,7 +160,7 @@ impl Change<'_> {
     }
 
     /// Lines as the `i`th part of a map or list in blocks.
-    fn into_block(&self, spot: &Spot, i: usize, lines: Vec<String>, indent: usize) -> Vec<Splice> {
+    fn block_part(&self, spot: &Spot, i: usize, lines: Vec<String>, indent: usize) -> Vec<Splice> {
         let (eol, pad) = (self.hand.eol, " ".repeat(indent));
         let text = lines.join(eol);
         match i.checked_sub(1).and_then(|before| spot.parts.get(before)) {
@@ -173,7 +173,7 @@ impl Change<'_> {
     }
 
     /// The `i`th part of what is in braces or brackets; a line for each stays so.
-    fn into_flow(&self, spot: &Spot, i: usize, text: String) -> Vec<Splice> {
+    fn flow_part(&self, spot: &Spot, i: usize, text: String) -> Vec<Splice> {
         let lines = spot.parts.first().is_some_and(|p| self.begins_its_line(p.start));
         let pad = |at: usize| format!("{}{}", self.hand.eol, " ".repeat(column(self.text, at)));
         let Some(before) = i.checked_sub(1).and_then(|before| spot.parts.get(before)) else {

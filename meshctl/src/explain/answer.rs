@@ -102,7 +102,7 @@ fn server(mesh: &Mesh, client: &Pod, at: SocketAddr, mtls: bool) -> Json {
     let own = pod.id == client.id;
     json!({
         "sidecar": true, "workload": pod.workload, "mtls": words::mode(mode), "clients": words::clients(&inbound.clients),
-        "refused": refused, "itself": own, "origin": mesh.origins(&document, "mtls", ""),
+        "refused": refused, "itself": own, "origin": mesh.origins(&document, "inbound", "mtls"),
     })
 }
 

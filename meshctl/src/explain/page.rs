@@ -143,8 +143,8 @@ impl Page {
             };
             let whys: Vec<&str> = rows(&route["why"]).iter().filter_map(Json::as_str).collect();
             let text = match route["matches"] == true {
-                true => format!("{} {name}", paint("takes it", Tone::Good, self.coloured)),
-                false => format!("{} {name}: {}", paint("not", Tone::Bold, self.coloured), whys.join("; nor: ")),
+                true => format!("{} {name}", paint("yes", Tone::Good, self.coloured)),
+                false => format!("{}  {name}: {}", paint("no", Tone::Bold, self.coloured), whys.join("; nor: ")),
             };
             self.line(label, &text, &route["origin"]);
         }
@@ -227,20 +227,18 @@ impl Page {
         let shown = if self.all { endpoints.len() } else { ENDPOINTS };
         for (i, endpoint) in endpoints.iter().take(shown).enumerate() {
             let label = if i == 0 { label } else { "" };
-            let security = match endpoint["expects"].as_str() {
-                Some(expects) => format!("mTLS with {expects}"),
-                None => word(endpoint, "security").to_string(),
-            };
-            let text = format!(
-                "{:>8}   {} {}, {security}",
-                percent(&endpoint["probability"]),
-                word(endpoint, "address"),
-                word(endpoint, "pod"),
-            );
+            let (address, pod) = (word(endpoint, "address"), word(endpoint, "pod"));
+            let security = word(endpoint, "security");
+            let text = format!("{:>8}   {address} {pod}, {security}", percent(&endpoint["probability"]));
             self.plain(label, &text);
         }
         if endpoints.len() > shown {
             self.plain("", &format!("           and {} more (--all)", endpoints.len() - shown));
+        }
+        let mut expected: Vec<&str> = endpoints.iter().filter_map(|e| e["expects"].as_str()).collect();
+        expected.dedup();
+        if !expected.is_empty() {
+            self.plain("", &format!("           who must prove to be {}", expected.join(" or ")));
         }
     }
 

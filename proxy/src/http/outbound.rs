@@ -217,7 +217,7 @@ fn request_id(a: u64, b: u64) -> HeaderValue {
 
 /// Host without port, lower case; empty where the client named none.
 pub fn host_of(authority: Option<&Authority>) -> Cow<'_, str> {
-    let host = authority.map_or("", Authority::host).trim_end_matches('.');
+    let host = authority.map_or("", |a| normalise::split(a.as_str()).0).trim_end_matches('.');
     match host.bytes().any(|b| b.is_ascii_uppercase()) {
         true => Cow::Owned(host.to_ascii_lowercase()),
         false => Cow::Borrowed(host),
