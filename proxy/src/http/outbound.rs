@@ -143,7 +143,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Ok(reply) => reply,
         Err(Failed { reason, retried }) => return flight.reject(reason, retried),
     };
-    mirror::start(&worker, &conn, mirrored, flight.held.as_ref().and_then(|held| held.replay.as_ref()));
+    mirror::start(&worker, &conn, mirrored, flight.held.as_ref().and(flight.replay.as_ref()));
 
     normalise::response(&mut reply.fields.0);
     if let (Some(upgrade), Some(_)) = (&asked.upgrade, &reply.upgrade) {
