@@ -73,7 +73,7 @@ impl Apply {
             let file = draft.create(given.stem.as_deref().unwrap_or(&own), text);
             done.extend(new.iter().map(|o| format!("{} created ({})", o.reference(), file.display())));
         }
-        draft.finish(self.writing, &done)?;
+        draft.done().finish(self.writing, &done)?;
         Ok(ExitCode::SUCCESS)
     }
 }

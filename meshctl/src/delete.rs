@@ -57,7 +57,7 @@ impl Delete {
             draft.remove(&reference)?;
             done.push(format!("{reference} deleted ({})", now.file));
         }
-        draft.finish(self.writing, &done)?;
+        draft.done().finish(self.writing, &done)?;
         Ok(ExitCode::SUCCESS)
     }
 

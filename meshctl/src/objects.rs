@@ -14,6 +14,7 @@ use crate::lab::manifest::DEFAULT_NAMESPACE;
 use crate::place::Place;
 use crate::terminal::coloured;
 use clap::{Args, ValueEnum};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use weft_control::source::dir::Dirs;
 use weft_dialects::ledger::Finding;
 use weft_dialects::object::{self, ObjectRef};
-use weft_dialects::{Object, Objects, Options, translate};
+use weft_dialects::{Ledger, Object, Objects, Options, World, translate};
 use weft_policy::diag::{Diags, Severity};
 use weft_policy::doc::Node;
 use weft_policy::yaml;
@@ -33,6 +34,20 @@ pub struct Store {
     pub objects: Objects,
     /// What cannot be read.
     pub problems: Vec<Problem>,
+    mesh: OnceCell<Mesh>,
+}
+
+/// What the mesh makes of objects.
+pub struct Mesh {
+    pub world: World,
+    pub ledger: Ledger,
+}
+
+impl Mesh {
+    fn of(objects: &Objects) -> Self {
+        let (world, ledger) = translate(objects, &Options::default());
+        Self { world, ledger }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +99,6 @@ impl Namespaces {
 pub enum Output {
     #[default]
     Table,
-    /// More columns
     Wide,
     Yaml,
     Json,
@@ -119,12 +133,16 @@ impl Store {
         }
         let (objects, more) = read(&files);
         problems.extend(more);
-        Ok(Self { folder: folder.to_path_buf(), files, objects, problems })
+        Ok(Self { folder: folder.to_path_buf(), files, objects, problems, mesh: OnceCell::new() })
     }
 
     /// The file that an object stands in.
     pub fn text(&self, object: &Object) -> &str {
         self.files.get(Path::new(&*object.file)).map_or("", String::as_str)
+    }
+
+    pub fn mesh(&self) -> &Mesh {
+        self.mesh.get_or_init(|| Mesh::of(&self.objects))
     }
 
     pub fn draft(&self) -> Draft<'_> {
@@ -179,7 +197,7 @@ pub struct Draft<'s> {
     files: BTreeMap<PathBuf, String>,
 }
 
-impl Draft<'_> {
+impl<'s> Draft<'s> {
     /// The object as it is now in the draft.
     pub fn find(&self, object: &ObjectRef) -> Option<Object> {
         let before = self.store.objects.0.iter().find(|o| o.reference() == *object);
@@ -252,6 +270,22 @@ impl Draft<'_> {
         read(&self.files).0
     }
 
+    /// As it is now, with what the mesh would make of it.
+    pub fn done(self) -> Change<'s> {
+        let (objects, problems) = read(&self.files);
+        Change { store: self.store, files: self.files, problems, mesh: Mesh::of(&objects) }
+    }
+}
+
+/// A draft that is to be written.
+pub struct Change<'s> {
+    store: &'s Store,
+    files: BTreeMap<PathBuf, String>,
+    problems: Vec<Problem>,
+    pub mesh: Mesh,
+}
+
+impl Change<'_> {
     fn changed(&self) -> Vec<(&PathBuf, Option<&str>, Option<&str>)> {
         let before = &self.store.files;
         let names: std::collections::BTreeSet<&PathBuf> = before.keys().chain(self.files.keys()).collect();
@@ -295,23 +329,21 @@ impl Draft<'_> {
 
     /// What would be wrong that is not wrong now.
     fn news(&self) -> News {
-        let (objects, problems) = read(&self.files);
         let same = |a: &Problem, b: &Problem| a.file == b.file && a.message == b.message;
-        let problems = problems.into_iter().filter(|p| !self.store.problems.iter().any(|known| same(p, known)));
-        let problems = problems.map(|p| p.to_string()).collect();
-        let (_, before) = translate(&self.store.objects, &Options::default());
-        let (_, after) = translate(&objects, &Options::default());
+        let new = |p: &&Problem| !self.store.problems.iter().any(|known| same(p, known));
+        let problems = self.problems.iter().filter(new).map(Problem::to_string).collect();
+        let before = &self.store.mesh().ledger;
         // Fields and lines move with what is before them.
         let key = |f: &Finding| (f.object.clone(), f.message.clone(), f.severity == Severity::Error);
         let mut known: Vec<_> = before.findings.iter().map(key).collect();
-        let findings = after.findings.into_iter().filter(|f| match known.iter().position(|k| *k == key(f)) {
+        let findings = self.mesh.ledger.findings.iter().filter(|f| match known.iter().position(|k| *k == key(f)) {
             Some(i) => {
                 known.swap_remove(i);
                 false
             }
             None => true,
         });
-        News { problems, findings: findings.collect() }
+        News { problems, findings: findings.cloned().collect() }
     }
 }
 

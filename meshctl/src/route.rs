@@ -8,6 +8,7 @@ mod create;
 mod delete;
 mod gateway;
 mod istio;
+mod limits;
 mod linkerd;
 mod mesh;
 mod native;
@@ -34,8 +35,8 @@ use std::process::ExitCode;
     meshctl route set hello --timeout 3s --retries 3 --per-try-timeout 1s --retry-on 5xx,reset\n  \
     meshctl route set payment-service --route 'GET /api/balance' --timeout 2s\n  \
     meshctl route delete user-service\n\n\
-    A change is made in the object that governs the Service, where it stands, comments kept. A running lab\n\
-    follows at once.")]
+    A change is made in the object that governs the Service, where it stands; comments\n\
+    are kept. A running lab follows at once.")]
 pub struct Route {
     #[command(subcommand)]
     verb: Verb,
@@ -60,7 +61,12 @@ enum Verb {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Timeouts and retries
+    /// Timeouts, retries and limits
+    #[command(after_help = "Examples:\n  \
+        meshctl route set hello --timeout 3s --retries 3 --retry-on 5xx,reset\n  \
+        meshctl route set hello --per-try-timeout none --dry-run\n  \
+        meshctl route set hello --max-connections 100 --consecutive-5xx 5\n  \
+        meshctl route set payment-service --route 'GET /api/balance' --timeout 2s")]
     Set {
         service: String,
         #[command(flatten)]
@@ -73,6 +79,10 @@ enum Verb {
         common: Common,
     },
     /// Shares of requests, by weight: what is not named gets none
+    #[command(after_help = "Examples:\n  \
+        meshctl route split user-service user-service-v1=90 user-service-v2=10\n  \
+        meshctl route split hello v2=100                 all to a subset of a DestinationRule\n  \
+        meshctl route split hello v1=50 v2=50 --dry-run")]
     Split {
         service: String,
         /// A Service, or a subset of this one

@@ -1,6 +1,5 @@
 //! Where nobody says anything of a Service's requests: a new HTTPRoute, and a TrafficPolicy for what Gateway API cannot say.
 
-use super::mesh::Mesh;
 use super::set::Settings;
 use super::shares::Share;
 use super::split::Context;
@@ -8,7 +7,7 @@ use super::{Which, gateway, native};
 use crate::edit::value::{int, list, map, put, text};
 use crate::edit::write::{Hand, document};
 use crate::error::{Error, Result};
-use crate::objects::Draft;
+use crate::objects::{Draft, Mesh};
 use std::path::Path;
 use weft_policy::doc::Node;
 use weft_policy::id::ServiceId;
@@ -82,7 +81,7 @@ pub fn policy(draft: &mut Draft<'_>, id: &ServiceId, settings: &Settings) -> Res
 }
 
 fn created(object: &str, file: &Path, id: &ServiceId) -> String {
-    format!("{object} created ({}): nobody said this of {} before", file.display(), id.name)
+    format!("{object} created ({}), for no object of {}'s own says this", file.display(), id.name)
 }
 
 fn http_route(name: &str, id: &ServiceId, port: Option<u16>, rule: Node) -> Node {

@@ -1,6 +1,6 @@
 //! `route delete`: whatever routes a Service, taken away.
 
-use super::mesh::{Mesh, Way};
+use super::mesh::Way;
 use super::show::governors;
 use crate::edit::value;
 use crate::error::{Error, Result};
@@ -13,7 +13,7 @@ use weft_policy::id::ServiceId;
 const ROUTES: [&str; 5] = ["VirtualService", "HTTPRoute", "GRPCRoute", "TrafficSplit", "ServiceProfile"];
 
 pub fn run(store: &Store, typed: (&str, Option<&str>), writing: Writing) -> Result<()> {
-    let mesh = Mesh::of(&store.objects);
+    let mesh = store.mesh();
     let id = mesh.find(typed.0, typed.1)?;
     let ways: Vec<Way<'_>> = (0..mesh.variants(id).len()).flat_map(|v| mesh.ways(id, v)).collect();
     let sources = governors(&ways).into_iter().filter(|s| ROUTES.contains(&&*s.object.kind));
@@ -39,7 +39,8 @@ pub fn run(store: &Store, typed: (&str, Option<&str>), writing: Writing) -> Resu
             }
         }
     }
-    let after = Mesh::of(&draft.objects());
+    let change = draft.done();
+    let after = &change.mesh;
     if after.variants(id).is_empty() {
         done.push(format!("{}: nobody calls it by this name any more", id.name));
     } else {
@@ -49,7 +50,7 @@ pub fn run(store: &Store, typed: (&str, Option<&str>), writing: Writing) -> Resu
             None => format!("{}: requests go to the Service itself", id.name),
         });
     }
-    draft.finish(writing, &done)
+    change.finish(writing, &done)
 }
 
 /// The object without this Service, where it is for others too.

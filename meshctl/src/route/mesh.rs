@@ -2,18 +2,13 @@
 //! route comes from, and who won, is what the translation itself has written down.
 
 use crate::error::{Error, Result};
+use crate::objects::Mesh;
 use serde_json::Value as Json;
-use weft_dialects::ledger::{Document, Ledger};
+use weft_dialects::ledger::Document;
 use weft_dialects::reader::Source;
 use weft_dialects::world::Variant;
-use weft_dialects::{Objects, Options, World, translate};
 use weft_policy::doc::nearest;
 use weft_policy::id::ServiceId;
-
-pub struct Mesh {
-    pub world: World,
-    ledger: Ledger,
-}
 
 /// A route as some clients have it.
 #[derive(Clone, Copy)]
@@ -29,11 +24,6 @@ pub struct Way<'m> {
 }
 
 impl Mesh {
-    pub fn of(objects: &Objects) -> Self {
-        let (world, ledger) = translate(objects, &Options::default());
-        Self { world, ledger }
-    }
-
     /// The Service that is meant: `web`, `web.demo`, `svc/web`.
     pub fn find(&self, typed: &str, namespace: Option<&str>) -> Result<&ServiceId> {
         let name = typed.strip_prefix("svc/").or(typed.strip_prefix("service/")).unwrap_or(typed);
@@ -90,6 +80,13 @@ impl Mesh {
     /// Who gave a block of a port's policy.
     pub fn policy_from(&self, id: &ServiceId, variant: usize, port: usize, block: &str) -> Option<&Source> {
         self.origins(id, variant)?.get(&format!("ports[{port}].policy.{block}"))
+    }
+
+    /// A DestinationRule that has a part in how this port is called.
+    pub fn destination_rule(&self, id: &ServiceId, variant: usize, port: usize) -> Option<&Source> {
+        let of_port = format!("ports[{port}].");
+        let parts = self.origins(id, variant)?.iter().filter(|(path, _)| path.starts_with(&of_port));
+        parts.map(|(_, source)| source).find(|s| s.object.kind == "DestinationRule")
     }
 
     fn origins(&self, id: &ServiceId, variant: usize) -> Option<&std::collections::BTreeMap<String, Source>> {

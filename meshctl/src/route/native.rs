@@ -1,4 +1,4 @@
-//! Timeouts and retries of a TrafficPolicy.
+//! What a TrafficPolicy says.
 
 use super::set::Settings;
 use crate::edit::{value, write};
@@ -12,6 +12,14 @@ pub fn set(node: &mut Node, settings: &Settings) -> Result<()> {
 /// Into a `spec`.
 pub fn say(spec: &mut Node, settings: &Settings) -> Result<()> {
     settings.timeout.iter().for_each(|t| value::within(spec, "timeout", |timeout| t.put(timeout, "request")));
+    if let Some(n) = settings.max_connections {
+        value::within(spec, "breaker", |breaker| value::put(breaker, "maxConnections", value::int(n)));
+    }
+    if let Some(n) = settings.consecutive_5xx {
+        value::within(spec, "outlier", |outlier| {
+            value::within(outlier, "ejection", |ejection| value::put(ejection, "consecutive5xx", value::int(n)));
+        });
+    }
     if !settings.retry() {
         return Ok(());
     }

@@ -1,9 +1,9 @@
-//! `route set`: timeouts and retries of a route.
+//! `route set`: timeouts and retries of a route, and with `limits.rs` what its Service bears.
 
-use super::mesh::{Mesh, Way};
-use super::{Which, create, gateway, istio, linkerd, native, show};
+use super::mesh::Way;
+use super::{Which, create, gateway, istio, limits, linkerd, native, show};
 use crate::error::{Error, Result};
-use crate::objects::{Store, Writing};
+use crate::objects::{Draft, Mesh, Store, Writing};
 use clap::Args;
 use serde_json::Value as Json;
 use std::str::FromStr;
@@ -28,6 +28,12 @@ pub struct Settings {
     /// What is tried again: 5xx, gateway-error, reset, connect-failure, refused-stream, 503, ...
     #[arg(long, value_name = "WORDS", value_parser = conditions)]
     pub retry_on: Option<Limit>,
+    /// Connections that one client's sidecar opens to the Service at most
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: Option<u32>,
+    /// Answers of 5xx in a row, after which an endpoint gets a rest
+    #[arg(long = "consecutive-5xx", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub consecutive_5xx: Option<u32>,
 }
 
 /// A value, or that there is to be none.
@@ -67,6 +73,20 @@ impl Settings {
     /// Whether anything of retries is asked for.
     pub fn retry(&self) -> bool {
         self.retries.is_some() || self.per_try_timeout.is_some() || self.retry_on.is_some()
+    }
+
+    /// Each limit by itself, with the block of a policy that it is in.
+    pub fn limits(&self) -> Vec<(&'static str, Self)> {
+        let connections = Self { max_connections: self.max_connections, ..Self::default() };
+        let failures = Self { consecutive_5xx: self.consecutive_5xx, ..Self::default() };
+        let both = [(self.max_connections, "breaker", connections), (self.consecutive_5xx, "outlier", failures)];
+        both.into_iter().filter(|(asked, ..)| asked.is_some()).map(|(_, block, part)| (block, part)).collect()
+    }
+
+    /// What is a route's.
+    fn of_routes(&self) -> Option<Self> {
+        let part = Self { max_connections: None, consecutive_5xx: None, ..self.clone() };
+        (part.retry() || part.timeout.is_some()).then_some(part)
     }
 
     /// What to retry, and for how long, means nothing without a number.
@@ -129,11 +149,34 @@ pub fn run(
     settings: &Settings,
     writing: Writing,
 ) -> Result<()> {
-    let mesh = Mesh::of(&store.objects);
+    let mesh = store.mesh();
     let id = mesh.find(typed.0, typed.1)?;
-    let ways = candidates(&mesh, id, which)?;
     let mut draft = store.draft();
     let mut done = Vec::new();
+    let of_routes = settings.of_routes();
+    if let Some(settings) = &of_routes {
+        done.extend(set(&mut draft, mesh, id, which, settings)?);
+    }
+    let limits = !settings.limits().is_empty();
+    if limits {
+        done.extend(limits::set(&mut draft, mesh, id, which, settings)?);
+    }
+    let change = draft.done();
+    let of_routes = of_routes.map(|settings| in_effect(&change.mesh, id, which, &settings));
+    let of_limits = limits.then(|| limits::in_effect(&change.mesh, id, which, settings));
+    for outcome in [of_routes, of_limits].into_iter().flatten() {
+        match outcome {
+            Ok(line) => done.push(line),
+            Err(e) if !writing.force => return Err(e),
+            Err(_) => {}
+        }
+    }
+    change.finish(writing, &done)
+}
+
+/// Where it is said now, or where nobody says it.
+fn set(draft: &mut Draft<'_>, mesh: &Mesh, id: &ServiceId, which: &Which, settings: &Settings) -> Result<Vec<String>> {
+    let ways = candidates(mesh, id, which)?;
     let (source, of) = match one(&ways, which, settable)? {
         Some((source, of)) => (Some(source), of),
         None => (None, Vec::new()),
@@ -143,8 +186,7 @@ pub fn run(
         let others = settings.fields().into_iter().filter_map(|f| way.other(f));
         others.into_iter().find(|s| s.object.kind == "TrafficPolicy").cloned()
     };
-    let target = of.iter().find_map(over).or(source.cloned());
-    match target {
+    match of.iter().find_map(over).or(source.cloned()) {
         Some(source) if has_words(&source) => {
             let object = &source.object;
             let now = draft.find(object).ok_or_else(|| Error::from(format!("{object} is not in the folder")))?;
@@ -155,22 +197,16 @@ pub fn run(
                 "TrafficPolicy" => native::set(&mut node, settings),
                 _ => gateway::set(&mut node, object, &source.field, settings),
             }?;
-            done.push(draft.edit(&now, &node)?);
+            Ok(vec![draft.edit(&now, &node)?])
         }
         // A split has no word for it, and annotations yield to a policy.
-        Some(_) => done.extend(create::policy(&mut draft, id, settings)?),
+        Some(_) => create::policy(draft, id, settings),
         None if ways.iter().any(|w| w.forwards() && w.from().is_some()) => {
             let hint = "a route in the profile, with condition: {pathRegex: /.*}, and then this again";
-            return Err(Error::new("these are the requests that no route of the ServiceProfile takes", hint));
+            Err(Error::new("these are the requests that no route of the ServiceProfile takes", hint))
         }
-        None => done.extend(create::settings(&mut draft, &mesh, id, which, settings)?),
+        None => create::settings(draft, mesh, id, which, settings),
     }
-    match in_effect(&Mesh::of(&draft.objects()), id, which, settings) {
-        Ok(line) => done.push(line),
-        Err(e) if !writing.force => return Err(e),
-        Err(_) => {}
-    }
-    draft.finish(writing, &done)
 }
 
 /// Whether it is a place where timeouts and retries can be said.

@@ -1,9 +1,9 @@
 //! `route list` and `route show`: routes as the mesh understands them.
 
-use super::mesh::{Mesh, Way};
+use super::mesh::Way;
 use crate::edit::{value, write};
 use crate::error::Result;
-use crate::objects::{Output, Store};
+use crate::objects::{Mesh, Output, Store};
 use crate::terminal::{Tone, coloured, paint, table};
 use serde_json::{Value as Json, json};
 use weft_dialects::reader::Source;
@@ -11,7 +11,7 @@ use weft_dialects::world::{Clients, Variant};
 use weft_policy::id::ServiceId;
 
 pub fn list(store: &Store, typed: Option<&str>, namespace: Option<&str>, output: Output) -> Result<()> {
-    let mesh = Mesh::of(&store.objects);
+    let mesh = store.mesh();
     let only = typed.map(|t| mesh.find(t, namespace)).transpose()?;
     let wanted = |id: &&ServiceId| match only {
         Some(only) => *id == only,
@@ -19,9 +19,9 @@ pub fn list(store: &Store, typed: Option<&str>, namespace: Option<&str>, output:
     };
     let ids: Vec<&ServiceId> = mesh.world.services.keys().filter(wanted).collect();
     match output {
-        Output::Json => println!("{:#}", Json::Array(ids.iter().map(|id| document(&mesh, id)).collect())),
-        Output::Yaml => print!("{}", yaml(&Json::Array(ids.iter().map(|id| document(&mesh, id)).collect()))),
-        Output::Table | Output::Wide => print!("{}", lines(&mesh, &ids, output == Output::Wide)),
+        Output::Json => println!("{:#}", Json::Array(ids.iter().map(|id| document(mesh, id)).collect())),
+        Output::Yaml => print!("{}", yaml(&Json::Array(ids.iter().map(|id| document(mesh, id)).collect()))),
+        Output::Table | Output::Wide => print!("{}", lines(mesh, &ids, output == Output::Wide)),
     }
     Ok(())
 }
@@ -72,12 +72,12 @@ pub fn governors<'m>(ways: &[Way<'m>]) -> Vec<&'m Source> {
 }
 
 pub fn show(store: &Store, typed: &str, namespace: Option<&str>, output: Output) -> Result<()> {
-    let mesh = Mesh::of(&store.objects);
+    let mesh = store.mesh();
     let id = mesh.find(typed, namespace)?;
     match output {
-        Output::Json => println!("{:#}", document(&mesh, id)),
-        Output::Yaml => print!("{}", yaml(&document(&mesh, id))),
-        Output::Table | Output::Wide => print!("{}", text(&mesh, id, output == Output::Wide)),
+        Output::Json => println!("{:#}", document(mesh, id)),
+        Output::Yaml => print!("{}", yaml(&document(mesh, id))),
+        Output::Table | Output::Wide => print!("{}", text(mesh, id, output == Output::Wide)),
     }
     Ok(())
 }

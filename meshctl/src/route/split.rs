@@ -1,11 +1,11 @@
 //! `route split`: shares of a Service's requests.
 
-use super::mesh::{Mesh, Way};
+use super::mesh::Way;
 use super::set::{candidates, one};
 use super::shares::Share;
 use super::{Which, create, gateway, istio, linkerd, show, smi};
 use crate::error::{Error, Result};
-use crate::objects::{Store, Writing};
+use crate::objects::{Mesh, Store, Writing};
 use weft_dialects::object::ObjectRef;
 use weft_dialects::reader::Source;
 use weft_policy::doc::Node;
@@ -49,9 +49,9 @@ pub fn run(
     writing: Writing,
 ) -> Result<()> {
     distinct(shares)?;
-    let mesh = Mesh::of(&store.objects);
+    let mesh = store.mesh();
     let id = mesh.find(typed.0, typed.1)?;
-    let ways = candidates(&mesh, id, which)?;
+    let ways = candidates(mesh, id, which)?;
     let mut draft = store.draft();
     let mut done = Vec::new();
     match one(&ways, which, says_where)? {
@@ -60,21 +60,22 @@ pub fn run(
             ports.dedup();
             let object = &source.object;
             let now = draft.find(object).ok_or_else(|| Error::from(format!("{object} is not in the folder")))?;
-            let context = Context { mesh: &mesh, service: id, namespace: &object.namespace, ports };
+            let context = Context { mesh, service: id, namespace: &object.namespace, ports };
             let mut node = now.node.clone();
             edit(&mut node, object, &source.field, shares, &context)?;
             done.push(draft.edit(&now, &node)?);
         }
-        None => done.extend(create::split(&mut draft, &mesh, id, which, shares)?),
+        None => done.extend(create::split(&mut draft, mesh, id, which, shares)?),
     }
-    let after = Mesh::of(&draft.objects());
-    let line = in_effect(&after, id, which, shares);
+    let change = draft.done();
+    let after = &change.mesh;
+    let line = in_effect(after, id, which, shares);
     match line {
         Ok(line) => done.push(line),
         Err(e) if !writing.force => return Err(e),
         Err(_) => {}
     }
-    draft.finish(writing, &done)
+    change.finish(writing, &done)
 }
 
 fn distinct(shares: &[Share]) -> Result<()> {
