@@ -471,7 +471,7 @@ impl std::fmt::Display for PathMatch {
             Self::Prefix(text) => write!(f, "begins with {text}"),
             Self::PathPrefix(text) if text.text.is_empty() => f.write_str("is anything"),
             Self::PathPrefix(text) => write!(f, "is {text} or below it"),
-            Self::Regex(pattern) => write!(f, "matches {pattern:?}"),
+            Self::Regex(pattern) => write!(f, "matches the regex {}", pattern.source()),
         }
     }
 }
@@ -482,7 +482,7 @@ impl std::fmt::Display for StringMatch {
             Self::Exact(text) => write!(f, "is {text}"),
             Self::Prefix(text) => write!(f, "begins with {text}"),
             Self::Suffix(text) => write!(f, "ends with {text}"),
-            Self::Regex(pattern) => write!(f, "matches {pattern:?}"),
+            Self::Regex(pattern) => write!(f, "matches the regex {}", pattern.source()),
             Self::Present => f.write_str("is there"),
         }
     }

@@ -169,3 +169,27 @@ pub fn read_id(c: &mut Cursor<'_, '_>) -> Option<SpiffeId> {
         Err(e) => c.fail(e.to_string(), "spiffe://trust-domain/ns/NAMESPACE/sa/ACCOUNT"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::read;
+
+    #[test]
+    fn who_is_expected_and_how_he_is_reached() {
+        let id = SpiffeId::parse("spiffe://a/ns/b/sa/c").unwrap();
+        for (json, without, with, expected) in [
+            (r#""auto""#, Security::Plain, Security::Mesh, Expected::Id(&id)),
+            (r#""disable""#, Security::Plain, Security::Plain, Expected::Id(&id)),
+            (r#"{"mode": "mesh", "dnsName": "a.test"}"#, Security::Mesh, Security::Mesh, Expected::DnsName("a.test")),
+            (r#"{"mode": "originate", "sni": "a.test"}"#, Security::Originate, Security::Originate, Expected::Id(&id)),
+        ] {
+            let tls = read(UpstreamTls::read, json).unwrap();
+            assert_eq!((tls.security(None), tls.security(Some(&id))), (without, with), "{json}");
+            assert_eq!(tls.expected(Some(&id)), expected, "{json}");
+        }
+        assert_eq!(UpstreamTls::Auto.expected(None), Expected::Any);
+        let tls = read(UpstreamTls::read, r#"{"mode": "mesh", "identities": ["spiffe://x/y"]}"#).unwrap();
+        assert_eq!(tls.expected(Some(&id)), Expected::Ids(&[SpiffeId::parse("spiffe://x/y").unwrap()]));
+    }
+}

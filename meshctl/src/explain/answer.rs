@@ -134,6 +134,14 @@ impl Explainer<'_> {
             let deny = self.sight.outbound.as_ref().is_some_and(|l| l.unknown == Unknown::Deny);
             out["action"] = json!(if deny { "refused" } else { "passthrough" });
             out["retry"] = words::retries(&retry::Config::unasked());
+            // Straight to a pod, and in plaintext.
+            let pod = first.filter(|_| !deny).and_then(|at| Some((at, self.mesh.pod_at(at.ip())?)));
+            if let Some((at, pod)) = pod {
+                let server = server(self.mesh, self.client, at, false);
+                out["endpoints"] = json!([{
+                    "address": at.to_string(), "probability": 1.0, "security": "plaintext", "pod": pod.id.name, "server": server,
+                }]);
+            }
             return Ok(());
         };
         let (id, port) = (&bound.plan.id, bound.plan.port);

@@ -2,7 +2,7 @@
 
 use super::mesh::Mesh;
 use serde_json::{Value as Json, json};
-use weft_dialects::ledger::Document;
+use weft_dialects::ledger::{Document, Verdict};
 use weft_dialects::object::Object;
 use weft_dialects::reader::Source;
 
@@ -74,7 +74,20 @@ impl Mesh {
             Some((field, line))
         });
         let (field, line) = found.unwrap_or_else(|| (source.field.clone(), source.at.line));
-        json!({"object": source.object.to_string(), "file": &*source.file, "line": line, "field": field})
+        let below =
+            |f: &str| f.strip_prefix(&field).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        let entries = self.ledger.entries.iter().filter(|e| e.object == source.object && below(&e.field));
+        let differs: Vec<Json> = entries
+            .filter_map(|e| match &e.verdict {
+                Verdict::Differently(how) => Some(json!({"field": e.field, "line": e.at.line, "how": how})),
+                _ => None,
+            })
+            .collect();
+        let mut out = json!({"object": source.object.to_string(), "file": &*source.file, "line": line, "field": field});
+        if !differs.is_empty() {
+            out["differs"] = differs.into();
+        }
+        out
     }
 
     /// An object as a whole.

@@ -8,7 +8,7 @@ const ENDPOINTS: usize = 6;
 const LABEL: usize = 13;
 
 pub fn text(answer: &Json, all: bool, coloured: bool) -> String {
-    let mut page = Page { out: String::new(), all, coloured };
+    let mut page = Page { out: String::new(), differs: Vec::new(), all, coloured };
     page.head(answer);
     page.destination(answer);
     page.route(answer);
@@ -18,12 +18,15 @@ pub fn text(answer: &Json, all: bool, coloured: bool) -> String {
     page.changes(answer);
     page.limits(answer);
     page.servers(answer);
+    page.differences();
     page.live(answer);
     page.out
 }
 
 struct Page {
     out: String,
+    /// What is not quite as the object's own mesh would do it.
+    differs: Vec<String>,
     all: bool,
     coloured: bool,
 }
@@ -52,6 +55,16 @@ impl Page {
     /// A line; the label only where something begins.
     fn line(&mut self, label: &str, text: &str, origins: &Json) {
         let told: Vec<String> = rows(origins).iter().map(origin).collect();
+        for origin in rows(origins) {
+            for differs in rows(&origin["differs"]) {
+                let file = word(origin, "file").rsplit('/').next().unwrap_or_default();
+                let (line, field, how) = (&differs["line"], word(differs, "field"), word(differs, "how"));
+                let text = format!("{file}:{line} {field}: {how}");
+                if !self.differs.contains(&text) {
+                    self.differs.push(text);
+                }
+            }
+        }
         let label = paint(&format!("{label:LABEL$}"), Tone::Bold, self.coloured);
         self.out.push_str(format!("{label}{text}").trim_end());
         if !told.is_empty() {
@@ -358,6 +371,12 @@ impl Page {
                 String::new()
             };
             self.line(if i == 0 { "Other side" } else { "" }, &format!("{text}{refused}"), origin);
+        }
+    }
+
+    fn differences(&mut self) {
+        for (i, text) in std::mem::take(&mut self.differs).into_iter().enumerate() {
+            self.plain(if i == 0 { "Differs" } else { "" }, &text);
         }
     }
 

@@ -20,13 +20,13 @@ pub fn programs() {
         let folder = Path::new(MESHCTL).parent().unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let all = [
-            ("mesh-sample", "weft-sample", "examples/sample"),
-            ("weft-control", "weft-control", "control-plane"),
-            ("weft-proxy", "weft-proxy", "proxy"),
+            ("mesh-sample", "weft-sample", &["examples/sample"][..]),
+            ("weft-control", "weft-control", &["control-plane", "dialects", "policy", "tls"]),
+            ("weft-proxy", "weft-proxy", &["proxy", "policy", "tls"]),
         ];
-        let stale = |program: &str, sources: &str| {
+        let stale = |program: &str, sources: &[&str]| {
             let built = std::fs::metadata(folder.join(program)).and_then(|m| m.modified());
-            built.map_or(true, |built| newest(&root.join(sources).join("src")) > built)
+            built.map_or(true, |built| sources.iter().any(|dir| newest(&root.join(dir).join("src")) > built))
         };
         let missing: Vec<&str> =
             all.into_iter().filter(|(program, _, dir)| stale(program, dir)).map(|(_, package, _)| package).collect();

@@ -258,3 +258,28 @@ fn what_cannot_be_decided_does_not_match() {
     }
     assert!(undecided > 1000);
 }
+
+#[test]
+fn the_first_condition_that_does_not_hold_is_told() {
+    let fields = List::of(&[("x-user", "anna")]);
+    let at = view("web", "/api/x?v=1", &fields);
+    for (json, told) in [
+        (r#"{"path": {"pathPrefix": "/api"}, "headers": {"x-user": "anna"}, "query": {"v": "1"}}"#, ""),
+        (r#"{"path": {"exact": "/api"}, "method": "PUT"}"#, r#"is "/api""#),
+        (r#"{"path": {"regex": "/[ab]"}}"#, "matches the regex /[ab]"),
+        (r#"{"method": {"regex": "PUT|POST"}}"#, "matches the regex PUT|POST"),
+        (r#"{"host": {"suffix": ".test"}}"#, r#"ends with ".test""#),
+        (r#"{"headers": {"x-user": {"not": {"prefix": "an"}}}}"#, r#"x-user not: begins with "an""#),
+        (r#"{"query": {"v": {"present": false}}}"#, "v not: is there"),
+        (r#"{"port": 81}"#, "81"),
+    ] {
+        let request = request(json);
+        let miss = request.miss(&at).map_or(String::new(), |miss| match miss {
+            Miss::Path(m) => m.to_string(),
+            Miss::Method(m) | Miss::Host(m) | Miss::Scheme(m) => m.to_string(),
+            Miss::Header(m) | Miss::Query(m) => m.to_string(),
+            Miss::Port(port) => port.to_string(),
+        });
+        assert_eq!((miss.as_str(), request.matches(&at)), (told, told.is_empty()), "{json}");
+    }
+}

@@ -510,3 +510,15 @@ fn readers_and_compile_hold_for_any_document() {
         }
     }
 }
+
+#[test]
+fn shares_are_what_is_picked() {
+    let to = r#"{"to": [{"service": "a", "weight": 3}, {"service": "b", "weight": 0}, {"service": "c", "weight": 1}]}"#;
+    let (router, backends) = compile(Order::FirstMatch, vec![route(to)]).unwrap();
+    let (_, plan) = router.entries().next().unwrap();
+    let PlanAction::Forward(targets) = &plan.action else { panic!("{plan:?}") };
+    let name = |t: &Target| backends[t.backend.unwrap()].service.name.to_string();
+    let shares: Vec<(String, f64)> = targets.shares().map(|(t, share)| (name(t), share)).collect();
+    assert_eq!(shares, [("a".to_string(), 0.75), ("c".to_string(), 0.25)]);
+    assert_eq!(Targets::default().shares().count(), 0);
+}
