@@ -19,7 +19,7 @@ pub mod native;
 pub mod object;
 pub mod overlay;
 mod proof;
-mod quantity;
+pub mod quantity;
 pub mod reader;
 pub mod smi;
 mod variants;
