@@ -31,6 +31,7 @@ pub use world::World;
 
 use builder::Builder;
 use reader::Reader;
+use weft_policy::telemetry::Tracing;
 
 /// What a mesh is called. The defaults are those of Kubernetes and Istio.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct Options {
     pub cluster_domain: String,
     /// Where mesh-wide objects live.
     pub root_namespace: String,
+    /// Where sidecars send spans, and of how many requests.
+    pub tracing: Tracing,
 }
 
 impl Default for Options {
@@ -48,6 +51,7 @@ impl Default for Options {
             trust_domain: own("cluster.local"),
             cluster_domain: own("cluster.local"),
             root_namespace: own("istio-system"),
+            tracing: Tracing::default(),
         }
     }
 }

@@ -52,6 +52,8 @@ pub fn serve(manifests: &TempDir, state: &TempDir, lifetime: Duration) -> Serve 
         trust_domain: TrustDomain::parse(DOMAIN).unwrap(),
         namespace: "demo".into(),
         leaf_lifetime: lifetime,
+        otlp: None,
+        sampling: 1.0,
         log: "info".into(),
     }
 }

@@ -12,6 +12,7 @@ use weft_policy::diag::Severity;
 use weft_policy::doc;
 use weft_policy::id::SpiffeId;
 use weft_policy::meta::Workload;
+use weft_policy::telemetry::Tracing;
 
 pub const SIDECAR: &str = "weft.dev/sidecar";
 
@@ -181,6 +182,14 @@ impl<'p> ByLabel<'p> {
     }
 }
 
+fn telemetry(tracing: &Tracing) -> Value {
+    let mut out = json!({"accessLog": "json", "names": ["istio", "linkerd"]});
+    if let Some(otlp) = &tracing.otlp {
+        out["tracing"] = json!({"otlp": otlp, "samplingPercent": f64::from(tracing.sampling_per_10k) / 100.0});
+    }
+    out
+}
+
 /// What each pod's own sidecar is told.
 pub fn documents(b: &Builder<'_>) -> BTreeMap<PodId, world::Pod> {
     let by_label = ByLabel::new(&b.pods);
@@ -205,7 +214,7 @@ pub fn documents(b: &Builder<'_>) -> BTreeMap<PodId, world::Pod> {
             }
             let document = json!({
                 "workload": workload_document(&pod.workload),
-                "telemetry": {"accessLog": "json", "names": ["istio", "linkerd"]},
+                "telemetry": telemetry(&b.options.tracing),
                 "listeners": [
                     {"name": "out", "role": "outbound", "address": "[::]:15001", "originalDst": true},
                     inbound,

@@ -8,7 +8,9 @@ use super::forward::Forward;
 use super::image::{Mapping, Program};
 use super::inject::{self, Mesh, Namespace};
 use super::manifest::{Folder, Manifests};
+use super::load::Traffic;
 use super::net::{self, Netns};
+use super::otlp::Collector;
 use super::pod::{self, Context, Phase, Plan, Status};
 use super::process::Recorded;
 use super::record::{self, Lab};
@@ -26,11 +28,16 @@ use tokio::net::UdpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tonic::transport::Endpoint;
 
 pub struct Options {
     pub folder: PathBuf,
     pub mesh: Mesh,
     pub images: Vec<Mapping>,
+    /// Requests per second to each Service.
+    pub load: Option<f64>,
+    pub sampling: f64,
+    pub otlp: Option<Endpoint>,
     pub control_args: Vec<String>,
 }
 
@@ -69,6 +76,7 @@ struct Up {
     view: watch::Sender<Arc<View>>,
     rules: String,
     forwards: Vec<Forward>,
+    traffic: Option<Traffic>,
     said: BTreeSet<String>,
     written: Value,
     /// When the control plane was last told something.
@@ -123,11 +131,16 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
     let socket = hub.inside(|| std::net::UdpSocket::bind((net::HUB, dns::PORT))).await.during("the lab's DNS")?;
     socket.set_nonblocking(true).during("the lab's DNS")?;
     let naming = tokio::spawn(dns::serve(UdpSocket::from_std(socket).during("the lab's DNS")?, seen));
+    let traffic = options.load.map(Traffic::new).transpose()?;
+    let mut collector = None;
     let control = match options.mesh {
         Mesh::None => None,
         _ => {
+            collector = Some(Collector::start(&lab, &hub, options.otlp.clone()).await?);
             println!("starting the control plane");
-            let start = Control::start(&lab, &hub, &options.folder, &options.control_args);
+            let mut args = vec![format!("--otlp={}", Collector::url()), format!("--sampling={}", options.sampling)];
+            args.extend_from_slice(&options.control_args);
+            let start = Control::start(&lab, &hub, &options.folder, &args);
             tokio::select! {
                 control = start => Some(control?),
                 () = signals.any() => return Ok(()),
@@ -148,6 +161,7 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         view,
         rules: String::new(),
         forwards: Vec::new(),
+        traffic,
         said: BTreeSet::new(),
         written: Value::Null,
         told: Instant::now(),
@@ -161,6 +175,7 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
     println!("\nstopping (once more to stop at once)");
     up.end(signals).await;
     naming.abort();
+    drop(collector);
     outcome
 }
 
@@ -383,6 +398,10 @@ impl Up {
             self.context.hub.nft(&rules).await?;
             self.rules = rules;
         }
+        if let Some(traffic) = self.traffic.as_mut().filter(|_| self.settled) {
+            let able = self.pods.values().filter(|p| p.plan.meshed && p.status.ready && !p.stopping).map(|p| &p.plan);
+            traffic.keep(&self.context, &view, able).into_iter().for_each(|line| self.say(line));
+        }
         self.view.send_if_modified(|old| {
             let differs = **old != view;
             if differs {
@@ -524,6 +543,7 @@ impl Up {
 
     /// Stops every pod, in the time there is; at once when asked again.
     async fn end(&mut self, signals: &mut Signals) {
+        self.traffic = None;
         for pod in self.pods.values() {
             let _ = pod.stop.send(Stop::Within(FAREWELL));
         }
