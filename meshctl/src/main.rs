@@ -54,6 +54,10 @@ mod tests {
             &["meshctl", "lab", "ps", "-o", "json"],
             &["meshctl", "lab", "exec", "web", "--", "curl", "-s", "http://a"],
             &["meshctl", "lab", "scale", "web", "3"],
+            &["meshctl", "lab", "examples/a", "--load", "--sampling", "1", "--otlp", "http://localhost:4317"],
+            &["meshctl", "lab", "--load=20", "examples/a"],
+            &["meshctl", "lab", "load", "users:80", "--from", "web", "-c", "5"],
+            &["meshctl", "lab", "traces", "4BF9", "--last", "3"],
             &["meshctl", "analyze", "examples/a", "--fields"],
             &["meshctl", "analyze", "examples/a", "-o", "json"],
         ] {
@@ -63,6 +67,9 @@ mod tests {
             &["meshctl", "lab"][..],
             &["meshctl", "lab", "a", "--no-mesh", "--mesh-all"],
             &["meshctl", "lab", "a", "--image", "x"],
+            &["meshctl", "lab", "a", "--load=0"],
+            &["meshctl", "lab", "a", "--otlp", "localhost:4317"],
+            &["meshctl", "lab", "traces", "xyz"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

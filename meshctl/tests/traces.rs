@@ -116,7 +116,10 @@ fn a_request_is_one_trace_and_load_is_counted() {
         lab.ready(workload, 1);
     }
     let none = lab.run(&["traces"]);
-    assert!(none.status.code() == Some(1) && String::from_utf8_lossy(&none.stderr).contains("no trace yet"), "{none:?}");
+    assert!(
+        none.status.code() == Some(1) && String::from_utf8_lossy(&none.stderr).contains("no trace yet"),
+        "{none:?}"
+    );
 
     // One request to web, which calls users in every protocol there is.
     let answer = lab.ask("probe", "http://web/page?secret=1");
@@ -174,10 +177,12 @@ fn a_request_is_one_trace_and_load_is_counted() {
     assert_eq!(got.len(), 24);
 
     // Load is as much as the app has seen, and its sidecar counted.
-    let load = ["load", "users:80", "--from", "web", "--rps", "50", "--duration", "2s", "--path", "/load", "-o", "json"];
+    let load =
+        ["load", "users:80", "--from", "web", "--rps", "50", "--duration", "2s", "--path", "/load", "-o", "json"];
     let counts: Value = serde_json::from_str(&lab.get(&load)).unwrap();
     assert_eq!((&counts["requests"], &counts["statuses"]["200"]), (&100.into(), &100.into()), "{counts:#}");
-    let loaded = outside.wait(100, |s| s.attribute("weft.role").as_deref() == Some("inbound") && path(s) == "/load", LIMIT);
+    let loaded =
+        outside.wait(100, |s| s.attribute("weft.role").as_deref() == Some("inbound") && path(s) == "/load", LIMIT);
     assert_eq!(loaded.len(), 100);
     assert!(loaded.iter().all(|s| s.service().as_deref() == Some("users")));
     let mut failing = load;

@@ -94,7 +94,10 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err("as in 30s, 5m, 1h or forever".into()),
     };
     let seconds = number.parse::<f64>().map_err(|_| "as in 30s, 5m, 1h or forever")? * unit;
-    Duration::try_from_secs_f64(seconds).ok().filter(|d| !d.is_zero() && *d <= FOREVER).ok_or("too short or long".into())
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|d| !d.is_zero() && *d <= FOREVER)
+        .ok_or("too short or long".into())
 }
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
@@ -257,7 +260,11 @@ impl Client {
             }
         }
         let took = begun.elapsed();
-        if people { summary(&total, took) } else { println!("{:#}", total.document(&load.url, took)) }
+        if people {
+            summary(&total, took)
+        } else {
+            println!("{:#}", total.document(&load.url, took))
+        }
         ExitCode::from(u8::from(load.fail_on_error && total.failed() > 0))
     }
 

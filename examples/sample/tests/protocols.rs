@@ -26,12 +26,17 @@ impl App {
         command.env_clear().env("BACKEND_PORT", "0").env("SERVICE_NAME", "echo").env("VERSION", "v1");
         command.env("HOSTNAME", "echo-1").envs(env.iter().map(|(k, v)| (k, v))).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let port = |line: String| line.split(':').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-        let ports = (0..ports).map(|_| port(lines.next().unwrap().unwrap())).collect();
-        // Nobody else reads what it says.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, ports }
+        let (sender, said) = std::sync::mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        // To the end, so that it never waits for a reader.
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        let mut app = Self { child, ports: Vec::new() };
+        while app.ports.len() < ports {
+            let line = said.recv_timeout(Duration::from_secs(60)).expect("a line that says where it listens");
+            let Some((_, address)) = line.split_once("listens on 0.0.0.0:") else { continue };
+            app.ports.push(address.split(' ').next().unwrap().parse().unwrap());
+        }
+        app
     }
 
     fn addr(&self, nth: usize) -> SocketAddr {
@@ -264,7 +269,8 @@ fn further_services_in_every_protocol_with_the_trace() {
 }
 
 fn load(addr: SocketAddr, args: &[&str]) -> (Output, Value) {
-    let output = Command::new(PROGRAM).args(["load", &url("http", addr, "/x"), "-o", "json"]).args(args).output().unwrap();
+    let output =
+        Command::new(PROGRAM).args(["load", &url("http", addr, "/x"), "-o", "json"]).args(args).output().unwrap();
     let counts = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
     (output, counts)
 }

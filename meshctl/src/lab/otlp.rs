@@ -131,7 +131,7 @@ async fn send_on(to: Endpoint, mut waiting: mpsc::Receiver<ExportTraceServiceReq
             Ok(Err(status)) => Some(status.message().to_string()),
             Err(_) => Some("no answer in time".into()),
         };
-        match why {
+        match &why {
             Some(why) if taken => {
                 println!("warning: {name} takes no spans ({why}); meshctl lab traces has them all the same");
             }

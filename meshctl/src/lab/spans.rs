@@ -182,7 +182,9 @@ mod tests {
         let attributes = vec![text("service.name", service), text("service.namespace", "shop")];
         let resource = Some(Resource { attributes, ..Resource::default() });
         let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
-        ExportTraceServiceRequest { resource_spans: vec![ResourceSpans { resource, scope_spans, ..Default::default() }] }
+        ExportTraceServiceRequest {
+            resource_spans: vec![ResourceSpans { resource, scope_spans, ..Default::default() }],
+        }
     }
 
     fn span(n: u32, start: u64) -> Span {

@@ -163,12 +163,8 @@ struct Tree<'v> {
 }
 
 fn show(trace: &Value, coloured: bool) -> String {
-    let mut nodes: Vec<Node<'_>> = trace["spans"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|span| Node { span, children: Vec::new() })
-        .collect();
+    let mut nodes: Vec<Node<'_>> =
+        trace["spans"].as_array().into_iter().flatten().map(|span| Node { span, children: Vec::new() }).collect();
     nodes.sort_by_key(Node::start);
     let by_id: HashMap<String, usize> = nodes.iter().enumerate().map(|(i, n)| (n.text("spanId"), i)).collect();
     let mut roots = Vec::new();
@@ -205,7 +201,8 @@ impl Tree<'_> {
             return;
         }
         let node = &self.nodes[i];
-        let own = |c: &&usize| self.nodes[**c].is("client") && self.nodes[**c].text("instance") == node.text("instance");
+        let own =
+            |c: &&usize| self.nodes[**c].is("client") && self.nodes[**c].text("instance") == node.text("instance");
         let attempts: Vec<usize> = match node.is("server") {
             true => node.children.iter().filter(own).copied().collect(),
             false => Vec::new(),
