@@ -212,7 +212,7 @@ fn grpc_unary_and_streams() {
             let _ = response.body_mut().flow_control().release_capacity(data.len());
             assert_eq!(replies(&data)[0].text, text);
         }
-        send_all(&mut send, bytes::Bytes::from(message("last", 0)), true).await.unwrap();
+        send_all(&mut send, message("last", 0), true).await.unwrap();
         let mut rest = Vec::new();
         while let Some(data) = response.body_mut().data().await {
             rest.extend_from_slice(&data.unwrap());

@@ -223,16 +223,20 @@ mod tests {
         let mut spans = Spans::default();
         let mut large = span(1, 1);
         large.name = "\u{e9}".repeat(100_000);
-        large.attributes = (0..1000).map(|i| text(&format!("k{i}"), &"x".repeat(5000))).collect();
+        large.attributes = (0..70).map(|i| text(&format!("k{i}"), &"x".repeat(1100))).collect();
         spans.take(&request("web", vec![Span { trace_id: vec![1; 3], ..span(1, 1) }]));
         assert!(spans.order.is_empty(), "no id, no trace");
-        spans.take(&request("web", vec![large; 3 * SPANS_OF_ONE / 2]));
-        assert_eq!(spans.traces.values().next().map_or(0, |t| t.spans.len()), 0, "one that fills everything goes");
-        for n in 0..30_000 {
-            spans.take(&request("web", vec![span(n, n.into())]));
+        spans.take(&request("web", vec![large; 400]));
+        assert_eq!(spans.traces.len(), 1);
+        assert!(spans.bytes < 400 * (ATTRIBUTES + 2) * (TEXT + 100), "each was cut: {}", spans.bytes);
+        spans.take(&request("web", vec![span(2, 2); SPANS_OF_ONE + 5]));
+        assert_eq!(spans.traces.values().map(|t| t.spans.len()).max(), Some(SPANS_OF_ONE));
+        let many = TRACES as u32 + 1000;
+        for n in (0..many).step_by(1000) {
+            spans.take(&request("web", (n..n + 1000).map(|n| span(n, n.into())).collect()));
         }
         assert!(spans.bytes <= BYTES && spans.order.len() <= TRACES && spans.traces.len() == spans.order.len());
         assert_eq!(spans.bytes, spans.traces.values().map(|t| t.bytes).sum::<usize>());
-        assert_eq!(ids(&spans, &Query { last: 1, ..Query::default() }), [format!("{:x}", 29_999)]);
+        assert_eq!(ids(&spans, &Query { last: 1, ..Query::default() }), [format!("{:x}", many - 1)]);
     }
 }

@@ -21,7 +21,7 @@ pub struct Traces {
     which: Which,
     /// How a trace's id begins; access logs and `traceparent` have it. The last one if none is given
     #[arg(value_name = "TRACE-ID", value_parser = trace_id)]
-    id: Option<String>,
+    trace: Option<String>,
     /// How many, the last one at the end
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     last: u16,
@@ -54,7 +54,7 @@ fn trace_id(text: &str) -> std::result::Result<String, String> {
 impl Traces {
     pub async fn run(self) -> Result<()> {
         let lab = Lab::find(self.which.id.as_deref())?;
-        let query = Query { id: self.id, service: self.service, last: self.last.into() };
+        let query = Query { id: self.trace, service: self.service, last: self.last.into() };
         tokio::time::sleep(UNDER_WAY).await;
         let answer = otlp::ask(&lab, &query).await?;
         let traces = answer["traces"].as_array().map_or(&[][..], Vec::as_slice);
@@ -298,9 +298,9 @@ mod tests {
         assert_eq!(
             show(&trace, false),
             "trace ab: 10.0 ms, 2 services, 4 spans\n\
-             SPAN                       AT       TOOK      STATUS\n\
-             web -> GET users:80/a      0.0 ms   10.0 ms   200      mTLS to shop/users\n\
-             └─ users: GET /a?[2J       1.5 ms   6.0 ms    200      mTLS from shop/web\n"
+             SPAN                    AT       TOOK      STATUS\n\
+             web -> GET users:80/a   0.0 ms   10.0 ms   200      mTLS to shop/users\n\
+             └─ users: GET /a?[2J    1.5 ms   6.0 ms    200      mTLS from shop/web\n"
         );
     }
 
