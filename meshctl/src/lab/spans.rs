@@ -43,18 +43,20 @@ pub struct Query {
     pub id: Option<String>,
     /// NAME or NAME.NAMESPACE
     pub service: Option<String>,
+    /// Begun at this time at the latest, in nanoseconds: of those that came later, spans are still under way.
+    pub until: Option<u64>,
     pub last: usize,
 }
 
 impl Query {
     pub fn json(&self) -> Value {
-        json!({"id": self.id, "service": self.service, "last": self.last})
+        json!({"id": self.id, "service": self.service, "until": self.until, "last": self.last})
     }
 
     pub fn read(value: &Value) -> Self {
         let text = |field: &str| value[field].as_str().map(String::from);
         let last = value["last"].as_u64().map_or(1, |n| n.clamp(1, TRACES as u64) as usize);
-        Self { id: text("id"), service: text("service"), last }
+        Self { id: text("id"), service: text("service"), until: value["until"].as_u64(), last }
     }
 
     fn wants(&self, id: &TraceId, trace: &Trace) -> bool {
@@ -62,6 +64,7 @@ impl Query {
             wanted == name || wanted.strip_prefix(name.as_str()).and_then(|r| r.strip_prefix('.')) == Some(namespace)
         };
         self.id.as_ref().is_none_or(|wanted| hex(id).starts_with(wanted))
+            && self.until.is_none_or(|until| trace.begun <= until)
             && self.service.as_ref().is_none_or(|wanted| trace.services.iter().any(|s| is(wanted, s)))
     }
 }
@@ -215,7 +218,9 @@ mod tests {
         }
         let third = "0".repeat(31) + "3";
         assert_eq!(ids(&spans, &Query { id: Some(third), ..last(1) }), ["3"]);
-        assert_eq!(Query::read(&last(3).json()), last(3));
+        assert_eq!(ids(&spans, &Query { until: Some(29), ..last(1) }), ["3"]);
+        let all = Query { until: Some(u64::MAX), service: Some("a".into()), ..last(3) };
+        assert_eq!(Query::read(&all.json()), all);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::terminal::{Tone, coloured, paint, table};
 use clap::Args;
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -42,8 +42,8 @@ Examples:
 
 Sidecars send their spans once a second, and this waits for those that are under way.";
 
-/// Sidecars send once a second.
-const UNDER_WAY: Duration = Duration::from_millis(1200);
+/// Sidecars send once a second, and the machine may be busy.
+const UNDER_WAY: Duration = Duration::from_millis(1500);
 
 fn trace_id(text: &str) -> std::result::Result<String, String> {
     let text = text.to_ascii_lowercase();
@@ -54,7 +54,9 @@ fn trace_id(text: &str) -> std::result::Result<String, String> {
 impl Traces {
     pub async fn run(self) -> Result<()> {
         let lab = Lab::find(self.which.id.as_deref())?;
-        let query = Query { id: self.trace, service: self.service, last: self.last.into() };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let until = u64::try_from(now.as_nanos()).ok();
+        let query = Query { id: self.trace, service: self.service, until, last: self.last.into() };
         tokio::time::sleep(UNDER_WAY).await;
         let answer = otlp::ask(&lab, &query).await?;
         let traces = answer["traces"].as_array().map_or(&[][..], Vec::as_slice);
