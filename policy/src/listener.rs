@@ -166,8 +166,6 @@ pub struct Config {
     pub app_ip: Option<IpAddr>,
     pub unknown: Unknown,
     pub limits: Limits,
-    /// Trusted proxies in front of this one, for `x-forwarded-for`.
-    pub trusted_hops: u32,
 }
 
 impl Role {
@@ -279,7 +277,6 @@ impl Config {
             let unknown =
                 f.opt("unknown", |c| c.word(&[("allow", Unknown::Allow), ("deny", Unknown::Deny)])).unwrap_or_default();
             let limits = f.opt("limits", Limits::read).unwrap_or_default();
-            let trusted_hops = f.or("trustedHops", 0, |c| c.int(0, 32).map(|i| i as u32));
             let config = Self {
                 name: name?.into(),
                 role: role?,
@@ -295,7 +292,6 @@ impl Config {
                 app_ip,
                 unknown,
                 limits,
-                trusted_hops,
             };
             config.check(f);
             Some(config)

@@ -63,6 +63,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
     let (worker, backend) = (plan.worker, &plan.backend);
     let fail = |reason, retried: u32| Failed { reason, retried: retried > 0 };
     let replay = (!body.is_empty()).then(|| Replayable::new(body, stall_limit(&head, plan), plan.idle.is_some()));
+    flight.replay = replay.clone();
     backend.budget.deposit(plan.began);
     let permit = RequestPermit::take(backend).ok_or(fail(Reason::Overflow, 0))?;
     let mut head = Some(head);
@@ -180,7 +181,6 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
                     lease: Some(lease),
                     picked,
                     permit,
-                    replay,
                     deadline: plan.deadline,
                     idle: plan.idle,
                     timer: None,

@@ -29,6 +29,8 @@ pub struct Flight {
     pub asker: Asker,
     /// What the answer came from, once there is one.
     pub held: Option<Held>,
+    /// The request's body, where it has one: how much of it came is told whatever the end.
+    pub replay: Option<Replayable>,
     reported: bool,
 }
 
@@ -74,12 +76,14 @@ impl Flight {
             },
             asker: Asker { grpc, mesh: conn.mesh, http2 },
             held: None,
+            replay: None,
             reported: false,
         })
     }
 
     fn report(&mut self, now: Instant) {
         if !std::mem::replace(&mut self.reported, true) {
+            self.record.request_bytes = self.replay.as_ref().map_or(0, Replayable::bytes);
             self.worker.recorder.finish(&self.record, now);
         }
     }
@@ -127,12 +131,11 @@ impl Flight {
     fn clean(&mut self) {
         let now = Instant::now();
         if let Some(mut held) = self.held.take() {
-            self.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
             if held.await_trailers {
                 held.picked.tell(Signal::Reset, now);
             }
             // A response that ended before its request leaves a connection that nobody else may use.
-            let whole = held.replay.as_ref().is_none_or(Replayable::ended);
+            let whole = self.replay.as_ref().is_none_or(Replayable::ended);
             if let Some(lease) = held.lease.take().filter(|_| whole) {
                 lease.reuse(now);
             }
@@ -149,10 +152,6 @@ impl Drop for Flight {
                 self.record.status = StatusCode::from_u16(499).unwrap_or_default();
             }
             self.record.flags.reason.get_or_insert(Reason::ClientGone);
-            // The receiver went away in the middle.
-            if let Some(held) = &self.held {
-                self.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
-            }
             self.report(Instant::now());
         }
     }
@@ -163,7 +162,6 @@ pub struct Held {
     pub lease: Option<Lease>,
     pub picked: Picked,
     pub permit: RequestPermit,
-    pub replay: Option<Replayable>,
     /// When the whole exchange must be over.
     pub deadline: Option<Instant>,
     pub idle: Option<Duration>,
@@ -207,7 +205,6 @@ impl Watch for Flight {
                 let now = Instant::now();
                 self.record.flags.reason = Some(reason);
                 if let Some(mut held) = self.held.take() {
-                    self.record.request_bytes = held.replay.as_ref().map_or(0, Replayable::bytes);
                     held.picked.tell(Signal::Reset, now);
                 }
                 self.report(now);
@@ -217,7 +214,7 @@ impl Watch for Flight {
 
     fn poll_limit(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         let Some(held) = &mut self.held else { return Poll::Pending };
-        let sent = held.replay.as_ref().and_then(Replayable::last);
+        let sent = self.replay.as_ref().and_then(Replayable::last);
         let quiet = held.idle.map(|idle| sent.map_or(held.last, |at| at.max(held.last)) + idle);
         let Some(due) = [held.deadline, quiet].into_iter().flatten().min() else { return Poll::Pending };
         loop {

@@ -81,15 +81,25 @@ fn authority(head: &mut Head) -> Result<(), Reason> {
     }
     if let Some(authority) = &head.authority {
         let text = authority.as_str();
-        let port_text = text.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map(|(_, port)| port);
+        let (host, port) = split(text);
         // Digits alone: the parser of numbers takes a sign as well.
         let digits = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
-        let bad_port = port_text.is_some_and(|port| !digits(port) || !matches!(port.parse::<u16>(), Ok(1..)));
-        if text.contains('@') || bad_port || authority.host().is_empty() {
+        let bad_port = port.is_some_and(|port| !digits(port) || !matches!(port.parse::<u16>(), Ok(1..)));
+        if bad_port || host.is_empty() || text.bytes().any(|b| b == b'@') {
             return Err(Reason::Malformed);
         }
     }
     Ok(())
+}
+
+/// The host of an authority without user, and what stands behind the colon, if there is one. `Authority` would parse all of it
+/// again, several times a request.
+pub fn split(authority: &str) -> (&str, Option<&str>) {
+    let colon = authority.bytes().rposition(|b| matches!(b, b':' | b']'));
+    match colon.filter(|at| authority.as_bytes()[*at] == b':') {
+        Some(at) => (&authority[..at], Some(&authority[at + 1..])),
+        None => (authority, None),
+    }
 }
 
 fn bytes_of(value: &HeaderValue) -> bytes::Bytes {
@@ -258,6 +268,21 @@ mod tests {
         assert_eq!(h.authority.unwrap().as_str(), "Reviews:8080");
         assert!(h.fields.0.get("x-secret").is_none() && h.fields.0.get("connection").is_none());
         assert_eq!(h.fields.0.get("x-mesh-hops").unwrap(), "1");
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        for (authority, host, port) in [
+            ("a.test:80", "a.test", Some("80")),
+            ("a.test", "a.test", None),
+            ("[::1]:80", "[::1]", Some("80")),
+            ("[::1]", "[::1]", None),
+            ("a:", "a", Some("")),
+            (":80", "", Some("80")),
+            ("", "", None),
+        ] {
+            assert_eq!(split(authority), (host, port), "{authority}");
+        }
     }
 
     #[test]

@@ -143,7 +143,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         Ok(reply) => reply,
         Err(Failed { reason, retried }) => return flight.reject(reason, retried),
     };
-    mirror::start(&worker, &conn, mirrored, flight.held.as_ref().and_then(|held| held.replay.as_ref()));
+    mirror::start(&worker, &conn, mirrored, flight.held.as_ref().and(flight.replay.as_ref()));
 
     normalise::response(&mut reply.fields.0);
     if let (Some(upgrade), Some(_)) = (&asked.upgrade, &reply.upgrade) {
@@ -217,7 +217,7 @@ fn request_id(a: u64, b: u64) -> HeaderValue {
 
 /// Host without port, lower case; empty where the client named none.
 pub fn host_of(authority: Option<&Authority>) -> Cow<'_, str> {
-    let host = authority.map_or("", Authority::host).trim_end_matches('.');
+    let host = authority.map_or("", |a| normalise::split(a.as_str()).0).trim_end_matches('.');
     match host.bytes().any(|b| b.is_ascii_uppercase()) {
         true => Cow::Owned(host.to_ascii_lowercase()),
         false => Cow::Borrowed(host),
