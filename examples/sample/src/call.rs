@@ -12,6 +12,25 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
+/// Whom HTTP is sent through, as `http_proxy` says. In a lab without namespaces it is the sidecar: there is no DNS, and nothing is
+/// redirected to it.
+fn proxy() -> Option<String> {
+    let url = std::env::var("http_proxy").ok()?;
+    Some(url.strip_prefix("http://")?.trim_end_matches('/').to_string()).filter(|p| !p.is_empty())
+}
+
+/// A connection on which HTTP for that host and port can be sent.
+pub async fn dial(authority: &str) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(proxy().as_deref().unwrap_or(authority)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// What HTTP/1.1 asks for there: a proxy wants the whole URL.
+pub fn target(authority: &str, path: &str) -> String {
+    if proxy().is_some() { format!("http://{authority}{path}") } else { path.to_string() }
+}
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, PartialEq)]
@@ -76,16 +95,16 @@ impl Call {
 
 async fn http1(authority: &str, path: &str, headers: &HeaderMap) -> Result<Value, String> {
     let of = |e: hyper::Error| e.to_string();
-    let stream = TcpStream::connect(authority).await.map_err(|e| e.to_string())?;
+    let stream = dial(authority).await.map_err(|e| e.to_string())?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(of)?;
     tokio::spawn(connection);
-    let request = get(Request::get(path).header(HOST, authority), headers)?;
+    let request = get(Request::get(target(authority, path)).header(HOST, authority), headers)?;
     read(sender.send_request(request).await.map_err(of)?).await
 }
 
 async fn http2(authority: &str, path: &str, headers: &HeaderMap) -> Result<Value, String> {
     let of = |e: hyper::Error| e.to_string();
-    let stream = TcpStream::connect(authority).await.map_err(|e| e.to_string())?;
+    let stream = dial(authority).await.map_err(|e| e.to_string())?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(of)?;
     tokio::spawn(connection);

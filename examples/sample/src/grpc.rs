@@ -2,6 +2,7 @@
 //! one message or a stream in each direction; the handler is the same.
 
 use crate::app::{App, caller, traced};
+use crate::call::dial;
 use crate::serve::Body;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
@@ -17,7 +18,6 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 #[derive(Clone, PartialEq, Message)]
 struct Said {
@@ -173,7 +173,7 @@ async fn next<M: Message + Default>(waiting: &mut BytesMut, body: &mut Incoming)
 /// One message, or with `Chat` three; the answers, and the status.
 pub async fn call(authority: &str, method: &str, headers: &HeaderMap) -> Result<Value, String> {
     let of = |e: hyper::Error| e.to_string();
-    let stream = TcpStream::connect(authority).await.map_err(|e| e.to_string())?;
+    let stream = dial(authority).await.map_err(|e| e.to_string())?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(of)?;
     tokio::spawn(connection);

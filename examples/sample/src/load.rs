@@ -3,6 +3,7 @@
 //! The schedule does not wait for answers, and each answer's time counts from the moment its request was due: a service that
 //! hangs for a second is seen to hang for all who would have come in that second.
 
+use crate::call;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use http::header::HOST;
@@ -15,7 +16,6 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -195,7 +195,7 @@ impl Tally {
 struct Client {
     load: Load,
     authority: String,
-    path: String,
+    target: String,
     idle: Mutex<Vec<SendRequest<Empty<Bytes>>>>,
     /// Since it was last looked at.
     recent: Mutex<Tally>,
@@ -208,9 +208,11 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Load {
     pub async fn run(self) -> ExitCode {
         let host = self.url.host().unwrap_or_default();
+        let authority = format!("{host}:{}", self.url.port_u16().unwrap_or(80));
+        let path = self.url.path_and_query().map_or("/", |p| p.as_str());
         let client = Arc::new(Client {
-            authority: format!("{host}:{}", self.url.port_u16().unwrap_or(80)),
-            path: self.url.path_and_query().map_or("/", |p| p.as_str()).into(),
+            target: call::target(&authority, path),
+            authority,
             idle: Mutex::default(),
             recent: Mutex::default(),
             load: self,
@@ -309,8 +311,7 @@ impl Client {
             let mut sender = match kept {
                 Some(sender) => sender,
                 None => {
-                    let stream = TcpStream::connect(&self.authority).await.map_err(|e| format!("connect: {e}"))?;
-                    let _ = stream.set_nodelay(true);
+                    let stream = call::dial(&self.authority).await.map_err(|e| format!("connect: {e}"))?;
                     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
                     tokio::spawn(connection);
                     sender
@@ -323,7 +324,7 @@ impl Client {
                 }
                 return Err(error.to_string());
             }
-            let mut request = Request::builder().method(self.load.method.clone()).uri(&self.path);
+            let mut request = Request::builder().method(self.load.method.clone()).uri(&self.target);
             request = request.header(HOST, &self.authority);
             for (name, value) in &self.load.headers {
                 request = request.header(name, value);

@@ -70,7 +70,8 @@ Examples:
   TCP_PORT=9000 mesh-sample                                   nc 127.0.0.1 9000: it speaks first
   mesh-sample load http://127.0.0.1:8080/ --rps 200
 
-Services to call, for each request that is answered with JSON; trace headers are passed on:
+Services to call, for each request that is answered with JSON; trace headers are passed on,
+and HTTP goes through http_proxy if there is one:
   USERS_SERVICE_URL=http://users:8080     HTTP/1.1, with the request's path; with a path of the URL's own, that one
   USERS_SERVICE_URL=h2c://users:8080      HTTP/2 without TLS
   ECHO_SERVICE_URL=grpc://echo:8080       weft.sample.Echo/Say, or with /Chat a stream of three messages (echo.proto)

@@ -30,7 +30,10 @@ enum Speaks {
 pub async fn run(app: Arc<App>) -> io::Result<()> {
     let args = &app.args;
     let port = args.port.or_else(|| std::env::var("PORT").ok()?.parse().ok()).unwrap_or(8080);
-    let http = [Some(port), args.grpc_port.filter(|p| *p != port || port == 0)].into_iter().flatten().map(|p| (p, Speaks::Http));
+    let http = [Some(port), args.grpc_port.filter(|p| *p != port || port == 0)]
+        .into_iter()
+        .flatten()
+        .map(|p| (p, Speaks::Http));
     let mut doors = JoinSet::new();
     for (port, speaks) in http.chain(args.tcp_port.map(|p| (p, Speaks::Echo))) {
         let listener = TcpListener::bind(("0.0.0.0", port)).await;

@@ -1,6 +1,7 @@
 //! WebSocket (RFC 6455): every message comes back as it was, a ping gets its pong. Nothing is compressed.
 
 use crate::app::{App, traced};
+use crate::call::{dial, target};
 use crate::serve::Body;
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine;
@@ -16,7 +17,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// What every WebSocket server appends to the client's key.
 const MAGIC: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -162,13 +162,13 @@ fn apply(mask: [u8; 4], payload: &mut [u8]) {
 
 /// A message there and back.
 pub async fn call(authority: &str, path: &str, headers: &HeaderMap) -> Result<Value, String> {
-    let stream = TcpStream::connect(authority).await.map_err(|e| e.to_string())?;
+    let stream = dial(authority).await.map_err(|e| e.to_string())?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     tokio::spawn(connection.with_upgrades());
     let random = RandomState::new();
     let key = STANDARD.encode([random.hash_one(0), random.hash_one(1)].map(u64::to_be_bytes).concat());
-    let mut request = traced(Request::get(path).header(HOST, authority), headers);
+    let mut request = traced(Request::get(target(authority, path)).header(HOST, authority), headers);
     for (name, value) in [(UPGRADE, "websocket"), (CONNECTION, "upgrade"), (SEC_WEBSOCKET_VERSION, "13")] {
         request = request.header(name, value);
     }

@@ -268,9 +268,27 @@ fn further_services_in_every_protocol_with_the_trace() {
     assert!(calls["gone"]["error"].as_str().unwrap().contains("refused"), "{calls:#}");
 }
 
+#[test]
+fn through_a_proxy() {
+    let echo = App::start(1, &[]);
+    // It answers for any host, as a sidecar that is asked for whole URLs does.
+    let env = [("http_proxy", url("http", echo.addr(0), "")), ("FAR_SERVICE_URL", "http://far.test:81/a".into())];
+    let app = App::start(1, &[&env[..], &[("SAY_SERVICE_URL", "grpc://far.test:82".into())]].concat());
+    let calls = &app.get("/")["calls"];
+    assert_eq!(
+        (&calls["far"]["body"]["path"], &calls["far"]["body"]["headers"]["host"]),
+        (&"/a".into(), &"far.test:81".into())
+    );
+    assert_eq!(calls["say"]["grpcStatus"], 0, "{calls:#}");
+}
+
 fn load(addr: SocketAddr, args: &[&str]) -> (Output, Value) {
-    let output =
-        Command::new(PROGRAM).args(["load", &url("http", addr, "/x"), "-o", "json"]).args(args).output().unwrap();
+    let output = Command::new(PROGRAM)
+        .env_remove("http_proxy")
+        .args(["load", &url("http", addr, "/x"), "-o", "json"])
+        .args(args)
+        .output()
+        .unwrap();
     let counts = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
     (output, counts)
 }
@@ -293,7 +311,10 @@ fn load_keeps_its_schedule_and_counts() {
     assert!(counts["milliseconds"]["max"].as_f64().unwrap() >= 2000.0, "{counts:#}");
     let (output, counts) = load(([127, 0, 0, 1], 1).into(), &["--rps", "10", "--duration", "500ms"]);
     assert_eq!((&counts["requests"], &counts["failed"], output.status.code()), (&5.into(), &5.into(), Some(0)));
-    let words = Command::new(PROGRAM).args(["load", &url("http", app.addr(0), "/"), "--duration", "1500ms"]).output();
+    let words = Command::new(PROGRAM)
+        .env_remove("http_proxy")
+        .args(["load", &url("http", app.addr(0), "/"), "--duration", "1500ms"])
+        .output();
     let text = String::from_utf8(words.unwrap().stdout).unwrap();
     assert!(text.contains("1 s") && text.contains("75 requests in") && text.contains("p99"), "{text}");
 }

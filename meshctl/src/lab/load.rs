@@ -96,7 +96,8 @@ impl Load {
         argv.extend(self.fail_on_error.then(|| "--fail-on-error".into()));
         let words = inside.wrap(None, &argv);
         // It takes this one's place, so that Ctrl-C and the exit code are its own.
-        let error = Command::new(&words[0]).args(&words[1..]).exec();
+        // No proxy of the person's own is in a pod.
+        let error = Command::new(&words[0]).args(&words[1..]).env_remove("http_proxy").exec();
         Err(format!("{}: {error}", words[0]).into())
     }
 }
