@@ -225,3 +225,15 @@ pub fn documents(b: &Builder<'_>) -> BTreeMap<PodId, world::Pod> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_made_where_somebody_takes_them() {
+        assert!(telemetry(&Tracing::default()).get("tracing").is_none());
+        let tracing = Tracing { otlp: Some("http://a:4317".into()), sampling_per_10k: 50, ..Tracing::default() };
+        assert_eq!(telemetry(&tracing)["tracing"], json!({"otlp": "http://a:4317", "samplingPercent": 0.5}));
+    }
+}
