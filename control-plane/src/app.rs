@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 use weft_dialects::Options;
+use weft_policy::telemetry::Tracing;
 use weft_tls::Live;
 
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +72,10 @@ pub fn main(settings: Settings) -> ExitCode {
 /// What the dialects make of objects.
 pub fn translation(serve: &Serve) -> Translate {
     let mesh_ranges = serve.mesh_range.iter().map(ToString::to_string).collect();
-    let options = Options { trust_domain: serve.trust_domain.to_string(), mesh_ranges, ..Options::default() };
+    let sampling_per_10k = (serve.sampling * 100.0).round() as u32;
+    let tracing = Tracing { otlp: serve.otlp.clone(), sampling_per_10k, ..Tracing::default() };
+    let trust_domain = serve.trust_domain.to_string();
+    let options = Options { trust_domain, mesh_ranges, tracing, ..Options::default() };
     Arc::new(move |objects| weft_dialects::translate(objects, &options))
 }
 

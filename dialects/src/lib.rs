@@ -31,6 +31,7 @@ pub use world::World;
 
 use builder::Builder;
 use reader::Reader;
+use weft_policy::telemetry::Tracing;
 
 /// What a mesh is called. The defaults are those of Kubernetes and Istio.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct Options {
     pub root_namespace: String,
     /// Addresses of the mesh's pods and services (CIDR).
     pub mesh_ranges: Vec<String>,
+    /// Where sidecars send spans, and of how many requests.
+    pub tracing: Tracing,
 }
 
 impl Default for Options {
@@ -51,6 +54,7 @@ impl Default for Options {
             cluster_domain: own("cluster.local"),
             root_namespace: own("istio-system"),
             mesh_ranges: Vec::new(),
+            tracing: Tracing::default(),
         }
     }
 }

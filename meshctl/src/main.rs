@@ -12,8 +12,8 @@ mod lab;
 mod objects;
 mod place;
 mod proxy;
-mod stat;
 mod route;
+mod stat;
 mod status;
 mod terminal;
 mod version;
@@ -94,6 +94,10 @@ mod tests {
             &["meshctl", "lab", "ps", "-o", "json"],
             &["meshctl", "lab", "exec", "web", "--", "curl", "-s", "http://a"],
             &["meshctl", "lab", "scale", "web", "3"],
+            &["meshctl", "lab", "examples/a", "--load", "--sampling", "1", "--otlp", "http://localhost:4317"],
+            &["meshctl", "lab", "--load=20", "examples/a"],
+            &["meshctl", "lab", "load", "users:80", "--from", "web", "-c", "5"],
+            &["meshctl", "lab", "traces", "4BF9", "--last", "3"],
             &["meshctl", "analyze", "examples/a", "--fields"],
             &["meshctl", "analyze", "examples/a", "-o", "json"],
             &["meshctl", "stat", "--from", "web", "--to", "svc/users", "-w", "10s", "-o", "wide"],
@@ -130,6 +134,9 @@ mod tests {
             &["meshctl", "explain", "GET", "http://web/"],
             &["meshctl", "completions", "tcsh"],
             &["meshctl", "lab", "a", "--isolation", "vm"],
+            &["meshctl", "lab", "a", "--load=0"],
+            &["meshctl", "lab", "a", "--otlp", "localhost:4317"],
+            &["meshctl", "lab", "traces", "xyz"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -55,6 +55,8 @@ pub fn serve(manifests: &TempDir, state: &TempDir, lifetime: Duration) -> Serve 
         namespace: "demo".into(),
         leaf_lifetime: lifetime,
         mesh_range: Vec::new(),
+        otlp: None,
+        sampling: 1.0,
         log: "info".into(),
     }
 }

@@ -13,6 +13,7 @@ use weft_policy::diag::Severity;
 use weft_policy::doc;
 use weft_policy::id::SpiffeId;
 use weft_policy::meta::Workload;
+use weft_policy::telemetry::Tracing;
 
 pub const SIDECAR: &str = "weft.dev/sidecar";
 /// Of a pod in a network that redirects nothing, as in a lab without namespaces: `8080=127.0.0.1:18001` says where its app
@@ -203,6 +204,14 @@ impl<'p> ByLabel<'p> {
     }
 }
 
+fn telemetry(tracing: &Tracing) -> Value {
+    let mut out = json!({"accessLog": "json", "names": ["istio", "linkerd"]});
+    if let Some(otlp) = &tracing.otlp {
+        out["tracing"] = json!({"otlp": otlp, "samplingPercent": f64::from(tracing.sampling_per_10k) / 100.0});
+    }
+    out
+}
+
 /// What each pod's own sidecar is told.
 pub fn documents(b: &Builder<'_>, ledger: &mut Ledger) -> BTreeMap<PodId, world::Pod> {
     let by_label = ByLabel::new(&b.pods);
@@ -255,11 +264,23 @@ pub fn documents(b: &Builder<'_>, ledger: &mut Ledger) -> BTreeMap<PodId, world:
             }
             let document = json!({
                 "workload": workload_document(&pod.workload),
-                "telemetry": {"accessLog": "json", "names": ["istio", "linkerd"]},
+                "telemetry": telemetry(&b.options.tracing),
                 "listeners": listeners,
             });
             let pod = world::Pod { identity, workload: pod.workload.clone(), labels: pod.labels.clone(), document };
             (id.clone(), pod)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_made_where_somebody_takes_them() {
+        assert!(telemetry(&Tracing::default()).get("tracing").is_none());
+        let tracing = Tracing { otlp: Some("http://a:4317".into()), sampling_per_10k: 50, ..Tracing::default() };
+        assert_eq!(telemetry(&tracing)["tracing"], json!({"otlp": "http://a:4317", "samplingPercent": 0.5}));
+    }
 }

@@ -9,9 +9,11 @@ use super::image::{Mapping, Program};
 use super::inject::{self, Mesh, Namespace};
 use super::isolation::{self, Isolation};
 use super::live::{self, Live};
+use super::load::Traffic;
 use super::loopback;
 use super::manifest::{Folder, Manifests};
 use super::net::{self, Netns, Network};
+use super::otlp::Collector;
 use super::pod::{self, Context, Phase, Plan, Status};
 use super::process::Recorded;
 use super::record::{self, Lab};
@@ -30,11 +32,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tonic::transport::Endpoint;
 
 pub struct Options {
     pub folder: PathBuf,
     pub mesh: Mesh,
     pub images: Vec<Mapping>,
+    /// Requests per second to each Service.
+    pub load: Option<f64>,
+    pub sampling: f64,
+    pub otlp: Option<Endpoint>,
     pub control_args: Vec<String>,
     /// The one to have, whether the machine is one for it or not.
     pub isolation: Option<Isolation>,
@@ -78,6 +85,7 @@ struct Up {
     rules: String,
     forwards: Vec<Forward>,
     real_ports: loopback::Ports,
+    traffic: Option<Traffic>,
     said: BTreeSet<String>,
     written: Value,
     /// When the control plane was last told something.
@@ -151,11 +159,16 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         let socket = UdpSocket::from_std(socket).during("the lab's DNS")?;
         naming = Some(tokio::spawn(dns::serve(socket, seen.clone())));
     }
+    let traffic = options.load.map(Traffic::new).transpose()?;
+    let mut collector = None;
     let control = match options.mesh {
         Mesh::None => None,
         _ => {
+            collector = Some(Collector::start(&lab, &hub, options.otlp.clone()).await?);
             println!("starting the control plane");
-            let start = Control::start(&lab, &hub, &options.folder, &options.control_args);
+            let mut args = vec![format!("--otlp={}", Collector::url(&lab)), format!("--sampling={}", options.sampling)];
+            args.extend_from_slice(&options.control_args);
+            let start = Control::start(&lab, &hub, &options.folder, &args);
             tokio::select! {
                 control = start => Some(control?),
                 () = signals.any() => return Ok(()),
@@ -177,6 +190,7 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         rules: String::new(),
         forwards: Vec::new(),
         real_ports: loopback::Ports::default(),
+        traffic,
         said: BTreeSet::new(),
         written: Value::Null,
         told: Instant::now(),
@@ -192,6 +206,7 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
     println!("\nstopping (once more to stop at once)");
     up.end(signals).await;
     naming.inspect(JoinHandle::abort);
+    drop(collector);
     outcome
 }
 
@@ -437,6 +452,10 @@ impl Up {
             self.context.hub.nft(&rules).await?;
             self.rules = rules;
         }
+        if let Some(traffic) = self.traffic.as_mut().filter(|_| self.settled) {
+            let able = self.pods.values().filter(|p| p.plan.meshed && p.status.ready && !p.stopping).map(|p| &p.plan);
+            traffic.keep(&self.context, &view, able).into_iter().for_each(|line| self.say(line));
+        }
         self.view.send_if_modified(|old| {
             let differs = **old != view;
             if differs {
@@ -582,6 +601,7 @@ impl Up {
 
     /// Stops every pod, in the time there is; at once when asked again.
     async fn end(&mut self, signals: &mut Signals) {
+        self.traffic = None;
         for pod in self.pods.values() {
             let _ = pod.stop.send(Stop::Within(FAREWELL));
         }

@@ -113,13 +113,18 @@ pub fn logs(lab: Option<&str>, wanted: &str, container: Option<&str>, follow: bo
     }
 }
 
+/// The inside of a pod as `ps.json` has it.
+pub fn inside(lab: &Lab, pod: &Value) -> Inside {
+    let address = word(pod, "address").parse().unwrap_or(Ipv4Addr::LOCALHOST);
+    Inside::of(lab, Netns::named(word(pod, "netns")), &key(pod), word(pod, "name"), address)
+}
+
 pub fn exec(lab: Option<&str>, wanted: &str, container: Option<&str>, command: &[String]) -> Result<ExitCode> {
     let lab = Lab::find(lab)?;
     let status = lab.status()?;
     let found = pods(&status, wanted)?;
     let pod = found.iter().find(|p| p["ready"] == true).or(found.first()).copied().unwrap_or(&Value::Null);
-    let address = word(pod, "address").parse().unwrap_or(Ipv4Addr::LOCALHOST);
-    let mut inside = Inside::of(&lab, Netns::named(word(pod, "netns")), &key(pod), word(pod, "name"), address);
+    let mut inside = inside(&lab, pod);
     // In the sidecar's place, traffic is not redirected.
     let as_sidecar = container == Some("sidecar");
     if as_sidecar && lab.isolation == Isolation::Userns {
@@ -184,10 +189,8 @@ pub fn restart(lab: Option<&str>, wanted: &str) -> Result<()> {
     })
 }
 
-/// Opens a way into a Service that has none by itself, for as long as the lab runs: `NAME`, `NAME.NS`, with `:PORT`.
-pub fn forward(lab: Option<&str>, wanted: &str) -> Result<()> {
-    let lab = Lab::find(lab)?;
-    let status = lab.status()?;
+/// The `NAME.NS:PORT` that is meant by `NAME`, `NAME.NS`, with `:PORT`.
+pub fn service(status: &Value, wanted: &str) -> Result<String> {
     let all: Vec<&str> = status["services"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let fits = |full: &&&str| {
         let rest = full.strip_prefix(wanted);
@@ -197,16 +200,20 @@ pub fn forward(lab: Option<&str>, wanted: &str) -> Result<()> {
                 wanted.split_once(':').is_some_and(|(n, port)| n == name && more.rsplit(':').next() == Some(port))
             })
     };
-    let service = match all.iter().filter(fits).collect::<Vec<_>>()[..] {
-        [one] => (*one).to_string(),
-        [] => {
-            return Err(Error::new(format!("no Service {wanted:?} in this lab"), format!("one of {}", all.join(", "))));
-        }
+    match all.iter().filter(fits).collect::<Vec<_>>()[..] {
+        [one] => Ok((*one).to_string()),
+        [] => Err(Error::new(format!("no Service {wanted:?} in this lab"), format!("one of {}", all.join(", ")))),
         ref several => {
             let names: Vec<&str> = several.iter().map(|s| **s).collect();
-            return Err(Error::new(format!("{wanted:?} may be several"), format!("one of {}", names.join(", "))));
+            Err(Error::new(format!("{wanted:?} may be several"), format!("one of {}", names.join(", "))))
         }
-    };
+    }
+}
+
+/// Opens a way into a Service that has none by itself, for as long as the lab runs.
+pub fn forward(lab: Option<&str>, wanted: &str) -> Result<()> {
+    let lab = Lab::find(lab)?;
+    let service = service(&lab.status()?, wanted)?;
     let mut wishes = lab.wishes();
     if !wishes.is_object() {
         wishes = json!({});
