@@ -51,8 +51,8 @@ pub fn signal_group(pid: i32, signal: Signal) {
     }
 }
 
-/// What everything that a lab starts has in its environment, and passes on.
-const OF_LAB: &str = "WEFT_LAB";
+/// What everything that a lab starts has in its environment, and passes on; nobody else is to set it.
+const OF_LAB: &str = "WEFT_INSIDE_LAB";
 
 /// Whatever a lab has started and is still there, wherever it has gone.
 pub fn strays(lab: &str) -> Vec<i32> {
