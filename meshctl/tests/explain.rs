@@ -529,7 +529,8 @@ fn refusals() {
 #[test]
 fn explain_agrees_with_the_sidecar() {
     programs();
-    let seed = std::env::var("WEFT_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_261_121);
+    let given = std::env::var("WEFT_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = given.unwrap_or(20_261_121);
     let mut rng = Rng::new(seed);
     let (apps, mut client, home) = (Apps::start(), Client::start(), TempDir::new());
     let mut shown = Shown::default();
@@ -549,6 +550,9 @@ fn explain_agrees_with_the_sidecar() {
         }
     }
     println!("{shown:#?}");
+    if given.is_some() {
+        return;
+    }
     let actions: Vec<&str> = shown.actions.keys().map(String::as_str).collect();
     assert_eq!(actions, ["forward", "noRoute", "passthrough", "redirect", "respond"]);
     let Shown { shares, retried, timeouts, rewrites, headers, faults, failures, .. } = shown;
