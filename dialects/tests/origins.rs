@@ -82,8 +82,8 @@ fn each_part_has_its_origin() {
     );
     assert_eq!(
         told(Document::Service(ServiceId::new("demo", "split"), 0)),
-        ["ports[0].routes[0] trafficsplit/s.demo spec 42", "ports[0].routes[0].to trafficsplit/s.demo spec 42"]
+        ["ports[0].routes[0] trafficsplit/s.demo spec 40", "ports[0].routes[0].to trafficsplit/s.demo spec 40"]
     );
     let pod = PodId { namespace: "demo".into(), name: "web-1".into() };
-    assert_eq!(told(Document::Pod(pod)), ["inbound.mtls peerauthentication/p.demo spec 47"]);
+    assert_eq!(told(Document::Pod(pod)), ["inbound.mtls peerauthentication/p.demo spec 45"]);
 }

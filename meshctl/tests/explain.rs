@@ -26,8 +26,8 @@ use weft_testkit::proxy::{Proxy, Start};
 use weft_testkit::rng::Rng;
 
 const SOON: Duration = Duration::from_secs(30);
-const CONFIGURATIONS: u64 = 32;
-const REQUESTS: usize = 6;
+const CONFIGURATIONS: u64 = 30;
+const REQUESTS: usize = 5;
 /// Enough that who gets a quarter of them is seen: it is missed once in thirty million times.
 const MANY: usize = 60;
 
@@ -200,7 +200,7 @@ impl Maker<'_> {
             if self.chance(30) {
                 text.push_str("    timeout: 400ms\n");
             }
-            if self.chance(30) {
+            if self.chance(45) {
                 let fault = self.one(&[
                     "abort: {percentage: {value: 100}, httpStatus: 418}",
                     "abort: {percentage: {value: 0}, httpStatus: 418}",
@@ -529,7 +529,8 @@ fn refusals() {
 #[test]
 fn explain_agrees_with_the_sidecar() {
     programs();
-    let seed = std::env::var("WEFT_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_261_121);
+    let given = std::env::var("WEFT_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = given.unwrap_or(20_261_121);
     let mut rng = Rng::new(seed);
     let (apps, mut client, home) = (Apps::start(), Client::start(), TempDir::new());
     let mut shown = Shown::default();
@@ -549,6 +550,9 @@ fn explain_agrees_with_the_sidecar() {
         }
     }
     println!("{shown:#?}");
+    if given.is_some() {
+        return;
+    }
     let actions: Vec<&str> = shown.actions.keys().map(String::as_str).collect();
     assert_eq!(actions, ["forward", "noRoute", "passthrough", "redirect", "respond"]);
     let Shown { shares, retried, timeouts, rewrites, headers, faults, failures, .. } = shown;

@@ -98,7 +98,7 @@ fn a_lab_looked_into() {
     loop {
         let (code, text, _) = run(&lab, &["status"]);
         if code == Some(1) {
-            assert!(text.contains("virtual-service.yaml:14: error: virtualservice/hello.default"), "{text}");
+            assert!(text.contains("virtual-service.yaml:13: error: virtualservice/hello.default"), "{text}");
             break;
         }
         assert!(Instant::now() < end, "{text}");

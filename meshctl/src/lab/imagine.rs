@@ -82,7 +82,7 @@ mod tests {
         let objects = Objects(read.into_iter().map(Arc::new).collect());
         let all = with_pods(&objects, false);
         let pods: Vec<(&str, &str)> = all.of("", "Pod").map(|p| (p.name.as_str(), &*p.file)).collect();
-        assert_eq!(pods, [("own", "a.yaml"), ("web-0", "a.yaml:4"), ("web-1", "a.yaml:4")]);
+        assert_eq!(pods, [("own", "a.yaml"), ("web-0", "a.yaml:5"), ("web-1", "a.yaml:5")]);
         let web = all.of("", "Pod").nth(1).unwrap();
         assert_eq!(web.annotations["weft.dev/sidecar"], "true");
         assert_eq!(json(&web.node)["status"]["podIP"], "10.244.1.2");

@@ -159,7 +159,7 @@ impl View {
             "table ip weft\ndelete table ip weft\ntable ip weft {{\n\
              chain services {{ type nat hook prerouting priority -100; policy accept;\n{to_pods}}}\n\
              chain nobody {{ type filter hook prerouting priority 0; policy accept;\n\
-             ip daddr {{ {0} }} accept\nmeta l4proto tcp reject with tcp reset\nreject\n}}\n\
+             iifname \"lo\" accept\nip daddr {{ {0} }} accept\nmeta l4proto tcp reject with tcp reset\nreject\n}}\n\
              chain itself {{ type nat hook postrouting priority 100; policy accept;\n{hairpin}\n}}\n}}\n",
             known.join(", ")
         )

@@ -25,14 +25,14 @@ pub fn read(text: &str) -> Vec<Cluster> {
         let Some(cluster) = all.last_mut() else { continue };
         match address(rest) {
             None => {
-                let (key, value) = rest.split_once("::").unwrap_or((rest, ""));
+                let (key, value) = rest.rsplit_once("::").unwrap_or((rest, ""));
                 cluster.figures.insert(key.into(), value.into());
             }
             Some((address, rest)) => {
                 if cluster.endpoints.last().is_none_or(|e| e.address != address) {
                     cluster.endpoints.push(Endpoint { address: address.into(), ..Endpoint::default() });
                 }
-                let (key, value) = rest.split_once("::").unwrap_or((rest, ""));
+                let (key, value) = rest.rsplit_once("::").unwrap_or((rest, ""));
                 cluster.endpoints.last_mut().map(|e| e.figures.insert(key.into(), value.into()));
             }
         }
