@@ -257,7 +257,10 @@ impl<'s> Draft<'s> {
         // Whoever named it cannot lead it elsewhere, or hide it.
         let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '-' };
         let stem: String = stem.chars().map(plain).collect();
-        let stem = stem.trim_start_matches('.');
+        let stem = match stem.trim_start_matches('.') {
+            "" => "objects",
+            stem => stem,
+        };
         let named = |n: u32| if n == 1 { format!("{stem}.yaml") } else { format!("{stem}-{n}.yaml") };
         let free = |path: &PathBuf| !self.files.contains_key(path) && !path.exists();
         let path = (1..).map(|n| self.store.folder.join(named(n))).find(free).unwrap_or_default();
