@@ -4,6 +4,7 @@
 //! As root; nothing outside of the lab's own namespaces and its folder is touched.
 
 pub mod ask;
+mod check;
 mod clean;
 mod control;
 mod dns;
@@ -57,6 +58,14 @@ pub struct Lab {
     /// Argument for the control plane (repeatable), as in --control-arg=--log=debug
     #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
     control_args: Vec<String>,
+
+    /// Take the steps of the lab's text (its steps.check), say of each whether it does what the text says, and stop the lab
+    #[arg(long)]
+    check: bool,
+
+    /// How to print what --check finds
+    #[arg(long, short, value_enum, default_value_t = Output::Table, requires = "check")]
+    output: Output,
 }
 
 #[derive(Subcommand)]
@@ -135,6 +144,7 @@ enum Output {
 const EXAMPLES: &str = "\
 Examples:
   meshctl lab examples/lab-9.5                     start it; Ctrl-C takes all of it away
+  meshctl lab examples/lab-9.5 --check             take its steps and say whether they hold; 0 or 1
   meshctl lab manifests --mesh-all                 a sidecar for everybody
   meshctl lab manifests --image shop/web='python3 server.py'
   meshctl lab ps -o json
@@ -175,7 +185,10 @@ impl Lab {
                 // The control plane reads it from wherever it runs.
                 let folder = folder.canonicalize().during(folder.display())?;
                 let options = up::Options { folder, mesh, images: self.images, control_args: self.control_args };
-                done(runtime.block_on(up::run(options)))
+                if self.check {
+                    return runtime.block_on(check::run(options, self.output == Output::Json));
+                }
+                done(runtime.block_on(up::run(options, async |_| std::future::pending().await)))
             }
         }
     }

@@ -95,7 +95,8 @@ impl Signals {
     }
 }
 
-pub async fn run(options: Options) -> Result<()> {
+/// `guest` is what is done with the lab while it runs; the lab ends with it.
+pub async fn run(options: Options, guest: impl AsyncFnOnce(Lab)) -> Result<()> {
     preflight::requirements(&options)?;
     let mut signals = Signals::new()?;
     let folder = Folder::open(&options.folder).during(options.folder.display())?;
@@ -106,7 +107,7 @@ pub async fn run(options: Options) -> Result<()> {
         println!("removed what lab {id} had left behind");
     }
     let lab = Lab::create(&options.folder)?;
-    let outcome = work(options, lab.clone(), folder, manifests, &mut signals).await;
+    let outcome = work(options, lab.clone(), folder, manifests, &mut signals, guest).await;
     clean::remove(&lab).await;
     if !Netns::of_lab(&lab.id).is_empty() {
         return Err(Error::new(format!("something of lab {} is left", lab.id), "meshctl lab clean"));
@@ -115,7 +116,14 @@ pub async fn run(options: Options) -> Result<()> {
     outcome
 }
 
-async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, signals: &mut Signals) -> Result<()> {
+async fn work(
+    options: Options,
+    lab: Lab,
+    folder: Folder,
+    manifests: Manifests,
+    signals: &mut Signals,
+    guest: impl AsyncFnOnce(Lab),
+) -> Result<()> {
     let hub = Netns::hub(&lab.id);
     println!("lab {} from {}", lab.id, options.folder.display());
     net::create_hub(&hub).await?;
@@ -154,9 +162,11 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         began: Instant::now(),
         settled: false,
     };
+    let lab = up.context.lab.clone();
     let outcome = tokio::select! {
         outcome = up.keep() => outcome,
         () = signals.any() => Ok(()),
+        () = guest(lab) => Ok(()),
     };
     println!("\nstopping (once more to stop at once)");
     up.end(signals).await;
@@ -504,6 +514,7 @@ impl Up {
             "manifests": lab.manifests,
             "hub": self.context.hub.name(),
             "mesh": self.options.mesh != Mesh::None,
+            "settled": self.settled,
             "control": control.map(|s| json!({"ready": s.ready, "restarts": s.restarts, "note": s.note})),
             "pods": pods,
             "urls": urls,
