@@ -15,7 +15,7 @@ pub struct Expect {
     output: Vec<Pattern>,
     never: Vec<Pattern>,
     /// How many lines of the output match.
-    lines: Vec<(Pattern, Bounds)>,
+    count: Vec<(Pattern, Bounds)>,
     /// Which part of them does.
     share: Vec<(Pattern, Bounds)>,
     /// Values of the output, read as JSON, by JSON pointer.
@@ -51,9 +51,9 @@ impl Expect {
         });
         let json = f.opt("json", |c| c.entries(|_, c| Some(manifest::json(c.node)))).unwrap_or_default();
         let (output, never) = (f.or("output", Vec::new(), patterns), f.or("never", Vec::new(), patterns));
-        let lines = f.or("lines", Vec::new(), |c| counted(c, f64::MAX));
+        let count = f.or("count", Vec::new(), |c| counted(c, f64::MAX));
         let share = f.or("share", Vec::new(), |c| counted(c, 1.0));
-        Some(Self { exit, output, never, lines, share, json })
+        Some(Self { exit, output, never, count, share, json })
     }
 
     /// What does not hold, the first of it.
@@ -76,7 +76,7 @@ impl Expect {
         }
         let lines: Vec<&str> = got.out.lines().filter(|l| !l.trim().is_empty()).collect();
         let matching = |p: &Pattern| lines.iter().filter(|line| p.is_in(line)).count();
-        for (pattern, bounds) in &self.lines {
+        for (pattern, bounds) in &self.count {
             let count = matching(pattern);
             if !bounds.hold(count as f64) {
                 return Err(format!("{count} lines match {pattern}, not {bounds}"));
@@ -196,8 +196,8 @@ mod tests {
             ("{output: [^b$, oh]}", 0, "a\nb\n", ""),
             ("{output: ^c$}", 0, "a\nb\n", "nothing in its output matches \"^c$\""),
             ("{never: a}", 0, "a\n", "its output matches \"a\""),
-            ("{lines: {'200': 2, '5..': [0, 1]}}", 0, "200\n200\n\n503\n", ""),
-            ("{lines: {'200': 3}}", 0, "200\n200\n", "2 lines match \"200\", not 3"),
+            ("{count: {'200': 2, '5..': [0, 1]}}", 0, "200\n200\n\n503\n", ""),
+            ("{count: {'200': 3}}", 0, "200\n200\n", "2 lines match \"200\", not 3"),
             ("{share: {'200': [0.4, 0.6]}}", 0, "200\n500\n", ""),
             ("{share: {'200': [0.6, 1]}}", 0, "200\n500\n", "1 of 2 lines match \"200\", not 0.6 to 1 of them"),
             ("{share: {'200': 1}}", 0, "", "0 of 0 lines"),

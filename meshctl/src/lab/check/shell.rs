@@ -42,8 +42,10 @@ impl Drop for Group {
 impl Run {
     /// What it is, for people.
     pub fn shown(&self) -> String {
+        let plain = !self.command.contains(['\n', '|', '&', ';', '<', '>', '$']);
         let command = match &self.from {
-            Some(workload) => format!("meshctl lab exec {workload} -- {}", self.command),
+            Some(workload) if plain => format!("meshctl lab exec {workload} -- {}", self.command),
+            Some(workload) => format!("meshctl lab exec {workload} -- sh -c ...\n{}", self.command),
             None => self.command.clone(),
         };
         if self.times == 1 { command } else { format!("{command}   # {} times", self.times) }
