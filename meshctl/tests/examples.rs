@@ -54,32 +54,33 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     entries.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
-/// `lines` are those of the text that hold a command or say what is to be expected.
-fn passes(name: &str, passed: usize, later: usize, lines: &[u64]) {
+/// Every line of the text that is a command or says what to expect is a step: so many that pass, none that fails, and so many
+/// that belong to a later release.
+fn passes(name: &str, passed: usize, later: usize) {
     let (code, out, err) = check(&original(name), &["-o", "json"]);
     let report: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}\n{err}"));
     let steps = report["steps"].as_array().unwrap();
     let failed: Vec<_> = steps.iter().filter(|s| s["outcome"] == "failed").collect();
     assert!(failed.is_empty() && code == Some(0), "{code:?} {failed:#?}\n{err}");
-    let seen: Vec<u64> = steps.iter().map(|s| s["line"].as_u64().unwrap()).collect();
-    assert_eq!(seen, lines);
     assert_eq!((&report["passed"], &report["later"]), (&passed.into(), &later.into()));
+    assert_eq!(steps.len(), passed + later);
+    assert!(steps.windows(2).all(|two| two[0]["line"].as_u64() < two[1]["line"].as_u64()), "{out}");
     assert!(steps.iter().all(|s| s["text"].as_str().is_some_and(|t| !t.is_empty())), "{out}");
 }
 
 #[test]
 fn tutorial_5_9() {
-    passes("tutorial-5.9", 0, 0, &[]);
+    passes("tutorial-5.9", 21, 11);
 }
 
 #[test]
 fn lab_9_5() {
-    passes("lab-9.5", 0, 0, &[]);
+    passes("lab-9.5", 49, 36);
 }
 
 #[test]
 fn lab_8() {
-    passes("lab-8", 0, 0, &[]);
+    passes("lab-8", 62, 80);
 }
 
 /// What does not hold is said with what was seen, and counts.
