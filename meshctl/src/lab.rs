@@ -4,6 +4,7 @@
 //! `isolation.rs` tells what takes its place where there are none. Nothing but the lab's own is touched.
 
 pub mod ask;
+mod check;
 mod clean;
 mod control;
 pub mod dns;
@@ -86,6 +87,14 @@ pub struct Lab {
     /// Argument for the control plane (repeatable), as in --control-arg=--log=debug
     #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
     control_args: Vec<String>,
+
+    /// Take the steps of the lab's text (its steps.check), say of each whether it does what the text says, and stop the lab
+    #[arg(long)]
+    check: bool,
+
+    /// How to print what --check finds
+    #[arg(long, short, value_enum, default_value_t = Output::Table, requires = "check")]
+    output: Output,
 }
 
 #[derive(Subcommand)]
@@ -168,6 +177,7 @@ enum Output {
 const EXAMPLES: &str = "\
 Examples:
   meshctl lab examples/lab-9.5                     start it; Ctrl-C takes all of it away
+  meshctl lab examples/lab-9.5 --check             take its steps and say whether they hold; 0 or 1
   meshctl lab manifests --mesh-all                 a sidecar for everybody
   meshctl lab manifests --isolation loopback       without namespaces
   meshctl lab manifests --image shop/web='python3 server.py'
@@ -230,9 +240,12 @@ impl Lab {
                     otlp: self.otlp,
                     control_args: self.control_args,
                     isolation: self.isolation,
-                    table: !self.no_table,
+                    table: !self.no_table && !self.check,
                 };
-                done(runtime.block_on(up::run(options)))
+                if self.check {
+                    return runtime.block_on(check::run(options, self.output == Output::Json));
+                }
+                done(runtime.block_on(up::run(options, async |_| std::future::pending().await)))
             }
         }
     }

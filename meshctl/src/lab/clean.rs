@@ -1,5 +1,6 @@
 //! Taking a lab away: whatever runs in its namespaces, the namespaces, its folder. Also one whose own process was killed.
 
+use super::check;
 use super::net::Netns;
 use super::process::{Recorded, kill, strays};
 use super::record::{self, Lab};
@@ -16,6 +17,7 @@ pub async fn dead() -> Vec<String> {
     for folder in record::unfinished() {
         let _ = std::fs::remove_dir_all(folder);
     }
+    check::sweep();
     cleaned
 }
 

@@ -97,8 +97,8 @@ impl Lab {
         Some(Self { id, folder: folder.into(), runs, manifests, isolation, network })
     }
 
-    /// The running lab that is meant: the only one, or the one named. This program goes on inside of its user namespace, if it
-    /// has one.
+    /// The running lab that is meant: the one named, here or in `WEFT_LAB`, or the only one. This program goes on inside of its
+    /// user namespace, if it has one.
     pub fn find(id: Option<&str>) -> Result<Self> {
         let lab = Self::meant(id)?;
         isolation::join(&lab)?;
@@ -106,6 +106,8 @@ impl Lab {
     }
 
     fn meant(id: Option<&str>) -> Result<Self> {
+        let named = std::env::var("WEFT_LAB").ok().filter(|named| !named.is_empty());
+        let id = id.or(named.as_deref());
         let mut running: Vec<Self> = Self::all().into_iter().filter(|lab| lab.runs.runs()).collect();
         if let Some(id) = id {
             let known = running.iter().map(|l| l.id.clone()).collect::<Vec<_>>().join(", ");

@@ -113,7 +113,8 @@ impl Signals {
     }
 }
 
-pub async fn run(options: Options) -> Result<()> {
+/// `guest` is what is done with the lab while it runs; the lab ends with it.
+pub async fn run(options: Options, guest: impl AsyncFnOnce(Lab)) -> Result<()> {
     preflight::requirements(&options)?;
     let mut signals = Signals::new()?;
     let folder = Folder::open(&options.folder).during(options.folder.display())?;
@@ -136,7 +137,7 @@ pub async fn run(options: Options) -> Result<()> {
         _ => (Network::PODS, None),
     };
     let lab = Lab::create(&options.folder, isolation, network)?;
-    let outcome = work(options, lab.clone(), folder, manifests, &mut signals).await;
+    let outcome = work(options, lab.clone(), folder, manifests, &mut signals, guest).await;
     clean::remove(&lab).await;
     if !Netns::of_lab(&lab).is_empty() {
         return Err(Error::new(format!("something of lab {} is left", lab.id), "meshctl lab clean"));
@@ -145,7 +146,14 @@ pub async fn run(options: Options) -> Result<()> {
     outcome
 }
 
-async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, signals: &mut Signals) -> Result<()> {
+async fn work(
+    options: Options,
+    lab: Lab,
+    folder: Folder,
+    manifests: Manifests,
+    signals: &mut Signals,
+    guest: impl AsyncFnOnce(Lab),
+) -> Result<()> {
     let hub = Netns::hub(&lab);
     println!("lab {} from {}\n{}", lab.id, options.folder.display(), lab.isolation.describe());
     let (view, seen) = watch::channel(Arc::new(View::default()));
@@ -198,9 +206,11 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         settled: false,
         live: None,
     };
+    let lab = up.context.lab.clone();
     let outcome = tokio::select! {
         outcome = up.keep() => outcome,
         () = signals.any() => Ok(()),
+        () = guest(lab) => Ok(()),
     };
     up.live = None;
     println!("\nstopping (once more to stop at once)");
@@ -581,6 +591,7 @@ impl Up {
             "isolation": lab.isolation.name(),
             "hub": self.context.hub.name(),
             "mesh": self.options.mesh != Mesh::None,
+            "settled": self.settled,
             "control": control.map(|s| json!({"ready": s.ready, "restarts": s.restarts, "note": s.note})),
             "pods": pods,
             "urls": urls,
