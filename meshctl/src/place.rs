@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::lab::record::Lab;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args, Clone, Debug, Default)]
 pub struct Place {
@@ -19,7 +19,7 @@ impl Place {
     /// The lab that runs; what is asked of a folder alone has no answer from a sidecar.
     pub fn lab(&self) -> Result<Lab> {
         let Some(dir) = &self.dir else { return Lab::find(self.id.as_deref()) };
-        let same = |lab: &Lab| dir.canonicalize().is_ok_and(|d| d == PathBuf::from(&lab.manifests));
+        let same = |lab: &Lab| dir.canonicalize().is_ok_and(|d| d == Path::new(&lab.manifests));
         let found = Lab::all().into_iter().find(|lab| lab.runs.runs() && same(lab));
         found.ok_or_else(|| {
             let dir = dir.display();
