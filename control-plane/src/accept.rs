@@ -81,11 +81,18 @@ async fn connection(stream: TcpStream, address: SocketAddr, doors: &Arc<Doors>) 
     };
     let stream = match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await {
         Ok(Ok(stream)) => stream,
-        failed => {
+        Ok(Err(error)) => {
             count(&doors.status.counters.handshake_errors);
-            let error =
-                failed.map_or_else(|_| "took too long".into(), |r| r.err().map_or(String::new(), |e| e.to_string()));
-            return tracing::debug!(%address, error, "handshake");
+            // A certificate that does not count is somebody's mistake or worse; the rest is noise of networks.
+            let cause = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+            return match matches!(cause, Some(rustls::Error::InvalidCertificate(_))) {
+                true => tracing::warn!(%address, %error, "a client's certificate is refused"),
+                false => tracing::debug!(%address, %error, "handshake"),
+            };
+        }
+        Err(_) => {
+            count(&doors.status.counters.handshake_errors);
+            return tracing::debug!(%address, "handshake took too long");
         }
     };
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());

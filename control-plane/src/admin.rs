@@ -35,8 +35,8 @@ const HELP: &str = "\
 /ready     200 once proxies are served, 503 before
 /status    each proxy: what it has, what it refuses and why
 /objects   every object and where it stands
-/errors    what is wrong with files, objects and documents
-/edges     what proxies have counted
+/errors    what is wrong with files, objects and documents, and what proxies refuse
+/edges     who calls whom, as proxies have counted
 /metrics   for Prometheus
 ";
 
@@ -159,7 +159,7 @@ impl Admin {
             .collect();
         let withheld: Vec<Value> =
             current.view.withheld.iter().map(|w| json!({"name": w.name, "why": w.why})).collect();
-        json!({"files": files, "objects": findings, "withheld": withheld})
+        json!({"files": files, "objects": findings, "withheld": withheld, "refused": self.status.refused()})
     }
 
     fn metrics(&self) -> String {
@@ -171,6 +171,7 @@ impl Admin {
             ("withheld", "Documents that are not sent.", current.view.withheld.len() as u64),
             ("services", "Services of the world.", current.view.services() as u64),
             ("pods", "Pods of the world.", current.view.pods() as u64),
+            ("edges", "Who calls whom, as proxies have told.", self.edges.count() as u64),
         ])
     }
 }

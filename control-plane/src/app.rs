@@ -24,18 +24,30 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 use weft_dialects::Options;
+use weft_policy::telemetry::Tracing;
 use weft_tls::Live;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("{0}")]
     Ca(#[from] CaError),
-    #[error("{what}: {why}")]
+    #[error("{what}: {why}{}", advice(.why))]
     Io { what: String, why: io::Error },
     #[error("--admin {0}: the admin interface is for loopback addresses")]
     Admin(SocketAddr),
     #[error("--log: {0}")]
     Log(String),
+}
+
+/// What to do about it, where that is known.
+fn advice(why: &io::Error) -> &'static str {
+    match why.kind() {
+        io::ErrorKind::AddrInUse => "; something else has this port: stop it, or choose another one",
+        io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+        io::ErrorKind::PermissionDenied => "; this user may not: run as one who may, or choose another place",
+        io::ErrorKind::StorageFull => "; make room and start again: nothing is lost",
+        _ => "",
+    }
 }
 
 /// A control plane that runs; it stops when dropped.
@@ -59,7 +71,11 @@ pub fn main(settings: Settings) -> ExitCode {
 
 /// What the dialects make of objects.
 pub fn translation(serve: &Serve) -> Translate {
-    let options = Options { trust_domain: serve.trust_domain.to_string(), ..Options::default() };
+    let mesh_ranges = serve.mesh_range.iter().map(ToString::to_string).collect();
+    let sampling_per_10k = (serve.sampling * 100.0).round() as u32;
+    let tracing = Tracing { otlp: serve.otlp.clone(), sampling_per_10k, ..Tracing::default() };
+    let trust_domain = serve.trust_domain.to_string();
+    let options = Options { trust_domain, mesh_ranges, tracing, ..Options::default() };
     Arc::new(move |objects| weft_dialects::translate(objects, &options))
 }
 
@@ -93,8 +109,17 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     tasks.spawn(dir::watch(Dirs::new(&serve.dir, &serve.namespace), found_in));
     tasks.spawn(world::follow(found, authority.clone(), translate, status.clone(), world_in));
     tasks.spawn(own::follow(state.clone(), serve.leaf_lifetime, live.clone(), authority_in));
+    tasks.spawn(rotate::follow(state.clone(), authority.clone(), worlds.clone(), status.clone()));
     let signer = Arc::new(Signer::new(state, serve.leaf_lifetime));
-    let server = Server { signer, authority, worlds, known: status.clone(), edges, signing: Server::room() };
+    let server = Server {
+        signer,
+        authority,
+        worlds,
+        known: status.clone(),
+        edges,
+        signing: Server::room(),
+        siblings: Default::default(),
+    };
     tasks.spawn(accept::serve(listener, live, server, status));
     Ok(Running { address, admin, tasks })
 }

@@ -3,3 +3,4 @@
 pub mod delta;
 pub mod server;
 pub mod session;
+pub mod siblings;

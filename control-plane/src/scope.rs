@@ -27,14 +27,24 @@ pub struct Piece {
     pub document: Vec<u8>,
 }
 
+/// Of a document, by its content.
+pub fn version(document: &Value) -> String {
+    version_of(document.to_string().as_bytes())
+}
+
+fn version_of(document: &[u8]) -> String {
+    let mut version = hex_sha256(document);
+    version.truncate(32);
+    version
+}
+
 impl Piece {
     fn new(name: String, document: &Value) -> Result<Arc<Self>, String> {
         let document = document.to_string().into_bytes();
         if document.len() > MAX_DOCUMENT {
             return Err(format!("{} bytes; at most {MAX_DOCUMENT} are sent", document.len()));
         }
-        let mut version = hex_sha256(&document);
-        version.truncate(32);
+        let version = version_of(&document);
         Ok(Arc::new(Self { name: name.into(), version: version.into(), document }))
     }
 }
@@ -59,6 +69,7 @@ pub struct View {
 #[derive(Debug)]
 struct PodView {
     identity: SpiffeId,
+    workload: Arc<str>,
     labels: BTreeMap<String, String>,
     proxy: Arc<Piece>,
     /// What its listeners name.
@@ -132,7 +143,8 @@ impl View {
             };
             let refers = listeners_refer(&pod.document, &id.namespace);
             let (identity, labels) = (pod.identity.clone(), pod.labels.clone());
-            view.pods.insert(id.clone(), PodView { identity, labels, proxy, refers });
+            let workload = pod.workload.name.clone();
+            view.pods.insert(id.clone(), PodView { identity, workload, labels, proxy, refers });
         }
         view
     }
@@ -173,6 +185,17 @@ impl View {
 
     pub fn pods(&self) -> usize {
         self.pods.len()
+    }
+
+    /// Whose replica a pod is.
+    pub fn owner(&self, pod: &PodId) -> Option<Arc<str>> {
+        Some(self.pods.get(pod)?.workload.clone())
+    }
+
+    /// What a pod belongs to, if it is known and is who it should be.
+    pub fn workload(&self, pod: &PodId, identity: &SpiffeId) -> Option<&str> {
+        let own = self.pods.get(pod).filter(|own| own.identity == *identity)?;
+        Some(&*own.workload).filter(|name| !name.is_empty())
     }
 
     pub fn services(&self) -> usize {

@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +48,19 @@ pub struct Serve {
     /// How long a workload's certificate counts
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
     pub leaf_lifetime: Duration,
+
+    /// Addresses of the mesh's pods and services, such as 10.244.0.0/16; may be given several times. What a proxy is told
+    /// nothing of within a second is called in plaintext elsewhere, and not at all there
+    #[arg(long, value_name = "CIDR")]
+    pub mesh_range: Vec<IpNet>,
+
+    /// Where sidecars send their spans: an OTLP/gRPC receiver; without it they send none
+    #[arg(long, value_name = "URL", value_parser = collector)]
+    pub otlp: Option<String>,
+
+    /// Share of requests that spans are made of, in percent; a caller's decision wins
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent)]
+    pub sampling: f64,
 
     /// What is logged: error, warn, info, debug, trace, or by module as in `info,weft_control::push=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info")]
@@ -112,6 +126,16 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn collector(text: &str) -> Result<String, String> {
+    let uri: http::Uri = text.parse().map_err(|e| format!("{e}"))?;
+    let whole = uri.scheme_str() == Some("http") && uri.port_u16().is_some();
+    if whole { Ok(text.into()) } else { Err("http://HOST:PORT, as in http://collector:4317".into()) }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|p| (0.0..=100.0).contains(p)).ok_or("between 0 and 100".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +151,7 @@ mod tests {
             (2, "default", "cluster.local")
         );
         assert_eq!(serve.leaf_lifetime, Duration::from_secs(24 * 3600));
+        assert_eq!((serve.otlp, serve.sampling), (None, 1.0));
         let token = "weft-control token --state s --namespace n --service-account a --pod p";
         assert!(Settings::try_parse_from(token.split(' ')).unwrap().serve.is_none());
         for bad in [
@@ -134,6 +159,8 @@ mod tests {
             "weft-control --dir a --listen nowhere --state s",
             "weft-control --dir a --listen 127.0.0.1:0 --state s --leaf-lifetime 48h",
             "weft-control --dir a --listen 127.0.0.1:0 --state s --trust-domain A",
+            "weft-control --dir a --listen 127.0.0.1:0 --state s --otlp collector:4317",
+            "weft-control --dir a --listen 127.0.0.1:0 --state s --sampling 101",
             "weft-control token --state s",
         ] {
             assert!(Settings::try_parse_from(bad.split(' ')).is_err(), "{bad}");

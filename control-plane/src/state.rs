@@ -83,8 +83,14 @@ impl StateDir {
 
     pub fn append(&self, name: &str, line: &str) -> io::Result<()> {
         let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(name))?;
+        let before = file.metadata()?.len();
         // One write, so that lines of two processes do not mix.
-        file.write_all(format!("{line}\n").as_bytes())
+        let written = file.write_all(format!("{line}\n").as_bytes());
+        if written.is_err() {
+            // Half a line, as a full disk leaves it, would spoil the next one.
+            let _ = file.set_len(before);
+        }
+        written
     }
 
     pub fn names(&self) -> io::Result<Vec<String>> {

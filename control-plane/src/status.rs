@@ -1,7 +1,7 @@
 //! What is known about the proxies, and what is counted. Sessions write, the admin interface reads.
 
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,9 +66,11 @@ counters! {
     resources_sent: "Resources sent, changed or removed.",
     nacks: "Resources that proxies refused.",
     signed: "Certificates signed.",
+    unproven: "Calls without a certificate of a pod, where one is needed.",
     sign_refused: "Requests for a certificate that were refused.",
     translations: "Worlds made from objects.",
     reports: "Reports of proxies.",
+    edges_dropped: "What reports told that made no sense or found no room.",
 }
 
 pub fn count(counter: &AtomicU64) {
@@ -124,6 +126,31 @@ impl Status {
 
     pub fn connected(&self) -> usize {
         self.proxies().values().filter(|p| !p.open.is_empty()).count()
+    }
+
+    /// Pods that have taken a resource into force in this version.
+    pub fn have(&self, name: &str, version: &str) -> BTreeSet<PodId> {
+        let proxies = self.proxies();
+        let has = |proxy: &Proxy| {
+            proxy.resources.get(name).is_some_and(|(v, outcome)| **v == *version && *outcome == Outcome::Applied)
+        };
+        proxies.iter().filter(|(_, proxy)| has(proxy)).map(|(pod, _)| pod.clone()).collect()
+    }
+
+    /// What proxies refuse, and why.
+    pub fn refused(&self) -> Vec<Value> {
+        let proxies = self.proxies();
+        let of = |(pod, proxy): (&PodId, &Proxy)| {
+            let refused = proxy.resources.iter().filter_map(|(name, (version, outcome))| match outcome {
+                Outcome::Refused(why) => {
+                    let pod = format!("{}/{}", pod.namespace, pod.name);
+                    Some(json!({"pod": pod, "name": &**name, "version": &**version, "why": why}))
+                }
+                Outcome::Sent | Outcome::Applied => None,
+            });
+            refused.collect::<Vec<_>>()
+        };
+        proxies.iter().flat_map(of).collect()
     }
 
     pub fn json(&self) -> Value {

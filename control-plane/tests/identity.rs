@@ -32,6 +32,8 @@ fn a_token_is_good_once_and_for_one_workload() {
         let own = identity(&key, &signed);
         assert_eq!(own.spiffe().unwrap().as_str(), WEB);
         assert_eq!(own.chain().len(), 1);
+        // Whose clock is ten minutes behind takes it all the same.
+        assert!(own.not_before() + Duration::from_secs(600) < SystemTime::now());
         assert_eq!((signed.trust.len(), signed.trust[0].trust_domain.as_str()), (1, "cluster.local"));
         assert_eq!(signed.trust[0].roots.len(), 1);
         let half = DAY.as_secs() / 2;
@@ -46,6 +48,8 @@ fn a_token_is_good_once_and_for_one_workload() {
             assert_eq!(code(sign(control.client(None).await, csr.clone(), wrong).await), Code::Unauthenticated);
         }
         assert_eq!(control.metric("weft_control_signed_total").await, 1);
+        // Another identity, a broken request, the same token again, and four that are none.
+        assert_eq!(control.metric("weft_control_sign_refused_total").await, 7);
     });
 }
 
@@ -149,6 +153,7 @@ fn certificates_of_others() {
         let mut report = control.client(None).await;
         let nothing = tonic::codegen::tokio_stream::iter([weft_proto::v1::ReportRequest::default()]);
         assert_eq!(code(report.report(nothing).await), Code::Unauthenticated);
+        assert_eq!(control.metric("weft_control_unproven_total").await, 2);
     });
 }
 
@@ -201,13 +206,31 @@ fn a_rotation_reaches_everybody_and_cuts_nobody() {
         assert_eq!(stream.step().await.changed, ["trust"]);
         assert_eq!(roots(&stream), 2);
 
-        rotate::step(&control.state_dir(), true, SystemTime::now()).unwrap();
+        // It signs when everybody has it: not before this one has said so.
+        let end = tokio::time::Instant::now() + SOON;
+        loop {
+            let early = rotate::step(&control.state_dir(), false, SystemTime::now()).unwrap_err().to_string();
+            if early.contains("not known yet to web-1") {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < end, "{early}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        stream.applied("trust", "").await;
+
+        let end = tokio::time::Instant::now() + SOON;
+        while let Err(early) = rotate::step(&control.state_dir(), false, SystemTime::now()) {
+            assert!(tokio::time::Instant::now() < end, "{early}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         // A new one is signed by the new root: who trusts the old one only does not take the server any more.
         let end = tokio::time::Instant::now() + SOON;
         while rig::connect(control.running.address, old_bundle.clone(), None, SERVER).await.is_ok() {
             assert!(tokio::time::Instant::now() < end, "the new root signs");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        let early = rotate::step(&control.state_dir(), false, SystemTime::now());
+        assert!(early.unwrap_err().to_string().contains("web-1"));
         let new_leaf = control.join("demo", "web", "web-1").await;
         for leaf in [&old_leaf, &new_leaf] {
             let mut stream = Stream::open(control.client(Some(leaf)).await).await.unwrap();
@@ -216,9 +239,8 @@ fn a_rotation_reaches_everybody_and_cuts_nobody() {
             stream.step().await;
         }
 
-        let early = rotate::step(&control.state_dir(), false, SystemTime::now());
-        assert!(early.unwrap_err().to_string().contains("web-1"));
-        rotate::step(&control.state_dir(), true, SystemTime::now()).unwrap();
+        // Nobody uses what the old one signed any more.
+        rotate::step(&control.state_dir(), false, SystemTime::now()).unwrap();
         assert_eq!(stream.step().await.changed, ["trust"]);
         assert_eq!(roots(&stream), 1);
         let end = tokio::time::Instant::now() + SOON;

@@ -169,6 +169,62 @@ fn on_demand() {
     });
 }
 
+/// A new replica has what the others use with its first answer; one of another workload has not.
+#[test]
+fn what_replicas_use_is_sent_ahead() {
+    block_on(async {
+        let owned = |name: &str, owner: &str| {
+            pod("demo", name, "web").replace("  account: web\n", &format!("  account: web\n  owner: {owner}\n"))
+        };
+        let manifests = owned("web-1", "web")
+            + &owned("web-2", "web")
+            + &owned("job-1", "job")
+            + &service("api", "")
+            + &service("db", "")
+            + &service("other", "");
+        let control = Control::start(&[("a.yaml", &manifests)]).await;
+        let mut first = begun(&control, &[], &["host/api:80", "host/none:80"]).await;
+        first.step().await;
+        first.subscribe(&["host/db:80"], &[]).await;
+        first.step().await;
+
+        let join = async |name| {
+            let stream = open(&control, "demo", "web", name).await;
+            stream.hello(&[]).await;
+            stream.subscribe(&[], &[]).await;
+            stream
+        };
+        let mut second = join("web-2").await;
+        let step = second.step().await;
+        for name in ["host/api:80", "service/demo/api", "endpoints/demo/api/80", "host/db:80", "service/demo/db"] {
+            assert!(second.have.contains_key(name), "{name} of {:?}", step.changed);
+        }
+        assert!(step.unknown.is_empty() && !second.have.contains_key("service/demo/other"), "{step:?}");
+        // Changes follow.
+        control.manifests.write("a.yaml", manifests.replace("10.1.0.5", "10.1.0.8"));
+        assert_eq!(second.step().await.changed, ["endpoints/demo/api/80", "endpoints/demo/db/80"]);
+        assert_eq!(join("job-1").await.step().await.changed, ["trust", "proxy"]);
+
+        // Who knows already what it calls gets that.
+        let mut knows = open(&control, "demo", "web", "web-2").await;
+        knows.hello(&[]).await;
+        knows.subscribe(&["host/api:80"], &[]).await;
+        knows.step().await;
+        assert!(knows.have.contains_key("host/api:80") && !knows.have.contains_key("host/db:80"));
+        drop(knows);
+
+        // Remembered for a while after the last one has gone.
+        drop((first, second));
+        control.status_until(|s| s["proxies"].as_array().unwrap().iter().all(|p| p["connected"] == false)).await;
+        let mut third = join("web-2").await;
+        third.step().await;
+        assert!(third.have.contains_key("host/db:80"), "{:?}", third.have.keys());
+        // Unsubscribed from, it goes.
+        third.subscribe(&[], &["host/db:80"]).await;
+        assert_eq!(third.step().await.removed, ["endpoints/demo/db/80", "host/db:80", "service/demo/db"]);
+    });
+}
+
 #[test]
 fn an_identity_sees_its_own_and_what_it_may() {
     block_on(async {
@@ -233,6 +289,12 @@ fn what_proxies_say_is_known_and_not_said_again() {
         );
         assert_eq!(proxy["refused"][0]["name"], "service/demo/web");
         assert_eq!(proxy["refused"][0]["why"], "no such thing");
+        let errors = control.admin_json("/errors").await;
+        assert_eq!(errors["refused"].as_array().unwrap().len(), 1, "{errors}");
+        assert_eq!(
+            (&errors["refused"][0]["pod"], &errors["refused"][0]["why"]),
+            (&json!("demo/web-1"), &json!("no such thing"))
+        );
         assert_eq!((&proxy["inSync"], proxy["resources"].as_object().unwrap().len()), (&json!(false), 4));
         stream.quiet().await;
 
@@ -286,7 +348,7 @@ fn what_proxies_count() {
         let leaf = control.join("demo", "web", "web-1").await;
         let mut client = control.client(Some(&leaf)).await;
         let edge = |n| Edge {
-            source: "web".into(),
+            source: "somebody-else".into(),
             source_identity: "spiffe://cluster.local/ns/demo/sa/somebody-else".into(),
             destination: "db".into(),
             requests: n,
@@ -300,6 +362,23 @@ fn what_proxies_count() {
         let one = &edges["edges"][0];
         assert_eq!((&one["requests"], &one["durations"]), (&json!(3), &json!([0, 3])));
         assert_eq!(one["sourceIdentity"], "spiffe://cluster.local/ns/demo/sa/web", "what the certificate says");
+        assert_eq!(one["source"], "web-1", "nothing says what this pod belongs to");
+        assert_eq!(control.metric("weft_control_reports_total").await, 2);
+        // As often as it likes is not taken; once in a while is.
+        let report = |n| tonic::codegen::tokio_stream::iter([ReportRequest { edges: vec![edge(n)] }]);
+        let mut refused = 0;
+        for _ in 0..50 {
+            if let Err(status) = client.report(report(1)).await {
+                assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+                refused += 1;
+            }
+        }
+        assert!(refused > 0);
+        let end = tokio::time::Instant::now() + SOON;
+        while client.report(report(1)).await.is_err() {
+            assert!(tokio::time::Instant::now() < end, "never taken again");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     });
 }
 

@@ -19,7 +19,7 @@ pub mod native;
 pub mod object;
 pub mod overlay;
 mod proof;
-mod quantity;
+pub mod quantity;
 pub mod reader;
 pub mod smi;
 mod variants;
@@ -31,6 +31,7 @@ pub use world::World;
 
 use builder::Builder;
 use reader::Reader;
+use weft_policy::telemetry::Tracing;
 
 /// What a mesh is called. The defaults are those of Kubernetes and Istio.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,10 @@ pub struct Options {
     pub cluster_domain: String,
     /// Where mesh-wide objects live.
     pub root_namespace: String,
+    /// Addresses of the mesh's pods and services (CIDR).
+    pub mesh_ranges: Vec<String>,
+    /// Where sidecars send spans, and of how many requests.
+    pub tracing: Tracing,
 }
 
 impl Default for Options {
@@ -48,6 +53,8 @@ impl Default for Options {
             trust_domain: own("cluster.local"),
             cluster_domain: own("cluster.local"),
             root_namespace: own("istio-system"),
+            mesh_ranges: Vec::new(),
+            tracing: Tracing::default(),
         }
     }
 }

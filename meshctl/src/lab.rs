@@ -1,9 +1,10 @@
 //! `meshctl lab`: a whole mesh on one machine, from the manifests that a cluster would get.
 //!
-//! Each pod is a network namespace with the pod's programs as ordinary processes in it, and a sidecar if its labels ask for one.
-//! As root; nothing outside of the lab's own namespaces and its folder is touched.
+//! Each pod is a network namespace with the pod's programs as ordinary processes in it, and a sidecar if its labels ask for one;
+//! `isolation.rs` tells what takes its place where there are none. Nothing but the lab's own is touched.
 
 pub mod ask;
+mod check;
 mod clean;
 mod control;
 pub mod dns;
@@ -12,15 +13,22 @@ mod forward;
 mod image;
 pub mod imagine;
 mod inject;
+mod isolation;
+mod live;
+mod load;
+mod loopback;
 pub mod manifest;
 pub mod net;
+mod otlp;
 mod pod;
 mod preflight;
 mod probe;
 mod process;
 pub mod record;
 pub mod service;
+mod spans;
 mod table;
+mod traces;
 mod unit;
 mod up;
 pub mod verbs;
@@ -30,6 +38,7 @@ use crate::error::{During, Error, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use image::Mapping;
 use inject::Mesh;
+use isolation::Isolation;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -55,9 +64,37 @@ pub struct Lab {
     #[arg(long)]
     no_mesh: bool,
 
+    /// What keeps pods apart; without it the first of these that this machine has
+    #[arg(long, value_enum, value_name = "HOW")]
+    isolation: Option<Isolation>,
+
+    /// News only, no live table of who calls whom; so it is wherever standard output is no terminal
+    #[arg(long)]
+    no_table: bool,
+
+    /// Traffic: so many requests a second to each Service that speaks HTTP, from another pod with a sidecar
+    #[arg(long, value_name = "RPS", num_args = 0..=1, require_equals = true, default_missing_value = "5", value_parser = rate, conflicts_with = "no_mesh")]
+    load: Option<f64>,
+
+    /// Share of requests that sidecars make spans of, in percent, for `lab traces`; a caller's decision wins
+    #[arg(long, value_name = "PERCENT", default_value_t = 100.0, value_parser = percent)]
+    sampling: f64,
+
+    /// Send the spans to a collector of yours as well (OTLP/gRPC), as in http://localhost:4317
+    #[arg(long, value_name = "URL", value_parser = otlp::collector, conflicts_with = "no_mesh")]
+    otlp: Option<tonic::transport::Endpoint>,
+
     /// Argument for the control plane (repeatable), as in --control-arg=--log=debug
     #[arg(long = "control-arg", value_name = "ARG", allow_hyphen_values = true)]
     control_args: Vec<String>,
+
+    /// Take the steps of the lab's text (its steps.check), say of each whether it does what the text says, and stop the lab
+    #[arg(long)]
+    check: bool,
+
+    /// How to print what --check finds
+    #[arg(long, short, value_enum, default_value_t = Output::Table, requires = "check")]
+    output: Output,
 }
 
 #[derive(Subcommand)]
@@ -116,6 +153,10 @@ enum Verb {
         /// NAME, NAME.NAMESPACE, with :PORT where there are several
         service: String,
     },
+    /// Send requests from within a pod, through its sidecar, and count the answers
+    Load(Box<load::Load>),
+    /// Show the last request as a tree
+    Traces(traces::Traces),
     /// Remove what labs that were killed have left behind
     Clean,
 }
@@ -136,17 +177,30 @@ enum Output {
 const EXAMPLES: &str = "\
 Examples:
   meshctl lab examples/lab-9.5                     start it; Ctrl-C takes all of it away
+  meshctl lab examples/lab-9.5 --check             take its steps and say whether they hold; 0 or 1
   meshctl lab manifests --mesh-all                 a sidecar for everybody
+  meshctl lab manifests --isolation loopback       without namespaces
   meshctl lab manifests --image shop/web='python3 server.py'
   meshctl lab ps -o json
   meshctl lab logs web -f
   meshctl lab exec web -- curl -s http://users:8080/
   meshctl lab scale web 3
   meshctl lab forward users:8080
+  meshctl lab load users --from web --rps 200
+  meshctl lab traces                               the last request as a tree
   meshctl lab clean                                after a kill -9
 
 Pods get sidecars as in a cluster: by istio-injection on a namespace, sidecar.istio.io/inject on a pod,
-linkerd.io/inject or weft.dev/inject on either. Pods reach each other and nothing outside of the lab.";
+linkerd.io/inject or weft.dev/inject on either. Pods reach each other and nothing outside of the lab.
+Root is not needed: without it a lab is in a user namespace, or on loopback where those are forbidden.";
+
+fn rate(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|r| (0.01..=10_000.0).contains(r)).ok_or("between 0.01 and 10000".into())
+}
+
+fn percent(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|p| (0.0..=100.0).contains(p)).ok_or("between 0 and 100".into())
+}
 
 impl Lab {
     pub fn run(self) -> Result<ExitCode> {
@@ -165,6 +219,8 @@ impl Lab {
             }
             Some(Verb::Restart { which, workload }) => done(verbs::restart(which.id.as_deref(), &workload)),
             Some(Verb::Forward { which, service }) => done(verbs::forward(which.id.as_deref(), &service)),
+            Some(Verb::Load(load)) => load.run(),
+            Some(Verb::Traces(traces)) => done(runtime.block_on(traces.run())),
             Some(Verb::Clean) => done(runtime.block_on(verbs::clean())),
             None => {
                 let Some(folder) = self.folder else { return Err(Error::new("which folder?", "meshctl lab DIR")) };
@@ -175,8 +231,21 @@ impl Lab {
                 };
                 // The control plane reads it from wherever it runs.
                 let folder = folder.canonicalize().during(folder.display())?;
-                let options = up::Options { folder, mesh, images: self.images, control_args: self.control_args };
-                done(runtime.block_on(up::run(options)))
+                let options = up::Options {
+                    folder,
+                    mesh,
+                    images: self.images,
+                    load: self.load,
+                    sampling: self.sampling,
+                    otlp: self.otlp,
+                    control_args: self.control_args,
+                    isolation: self.isolation,
+                    table: !self.no_table && !self.check,
+                };
+                if self.check {
+                    return runtime.block_on(check::run(options, self.output == Output::Json));
+                }
+                done(runtime.block_on(up::run(options, async |_| std::future::pending().await)))
             }
         }
     }

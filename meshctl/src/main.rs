@@ -1,12 +1,19 @@
 //! `meshctl`: what a person types.
 
 mod analyze;
+mod apply;
 mod completions;
+mod delete;
+mod edit;
 mod error;
 mod explain;
+mod get;
 mod lab;
+mod objects;
 mod place;
 mod proxy;
+mod route;
+mod stat;
 mod status;
 mod terminal;
 mod version;
@@ -32,6 +39,13 @@ enum Command {
     Lab(Box<lab::Lab>),
     /// Say what the mesh makes of manifests: mistakes, and what became of every field
     Analyze(analyze::Analyze),
+    /// Say who calls whom in a running lab, how often and how well
+    Stat(stat::Stat),
+    /// Routes of Services: show them, change shares, timeouts and retries where they are written
+    Route(Box<route::Route>),
+    Apply(apply::Apply),
+    Delete(delete::Delete),
+    Get(get::Get),
     /// Say what would happen to a request, and which object says so
     Explain(Box<explain::Explain>),
     /// Look into the sidecars of a running lab
@@ -48,6 +62,11 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Lab(lab) => lab.run(),
         Command::Analyze(analyze) => analyze.run(),
+        Command::Stat(stat) => stat.run(),
+        Command::Apply(apply) => apply.run(),
+        Command::Delete(delete) => delete.run(),
+        Command::Get(get) => get.run(),
+        Command::Route(route) => route.run(),
         Command::Explain(explain) => explain.run(),
         Command::Proxy(proxy) => proxy.run(),
         Command::Status(status) => status.run(),
@@ -71,11 +90,23 @@ mod tests {
         for good in [
             &["meshctl", "lab", "examples/a"][..],
             &["meshctl", "lab", "examples/a", "--no-mesh", "--image", "a/b=sleep 1"],
+            &["meshctl", "lab", "examples/a", "--isolation", "loopback"],
             &["meshctl", "lab", "ps", "-o", "json"],
             &["meshctl", "lab", "exec", "web", "--", "curl", "-s", "http://a"],
             &["meshctl", "lab", "scale", "web", "3"],
+            &["meshctl", "lab", "examples/a", "--load", "--sampling", "1", "--otlp", "http://localhost:4317"],
+            &["meshctl", "lab", "--load=20", "examples/a"],
+            &["meshctl", "lab", "load", "users:80", "--from", "web", "-c", "5"],
+            &["meshctl", "lab", "traces", "4BF9", "--last", "3"],
             &["meshctl", "analyze", "examples/a", "--fields"],
             &["meshctl", "analyze", "examples/a", "-o", "json"],
+            &["meshctl", "stat", "--from", "web", "--to", "svc/users", "-w", "10s", "-o", "wide"],
+            &["meshctl", "stat", "--watch", "--lab", "abcdef"],
+            &["meshctl", "route", "split", "web", "v1=90", "v2=10", "--dir", "a", "--dry-run"],
+            &["meshctl", "route", "set", "web", "--timeout", "none", "--retries", "0", "--retry-on", "5xx,503"],
+            &["meshctl", "apply", "-f", "a.yaml", "-f", "-"],
+            &["meshctl", "delete", "vs", "web", "other"],
+            &["meshctl", "get", "vs,dr", "-A", "-o", "wide"],
             &["meshctl", "explain", "GET", "http://web/", "--from", "client", "-H", "a: b", "--dir", "examples/a"],
             &["meshctl", "proxy", "clusters", "web", "-o", "json"],
             &["meshctl", "proxy", "log-level", "web", "debug"],
@@ -89,8 +120,23 @@ mod tests {
             &["meshctl", "lab"][..],
             &["meshctl", "lab", "a", "--no-mesh", "--mesh-all"],
             &["meshctl", "lab", "a", "--image", "x"],
+            &["meshctl", "stat", "--window", "0s"],
+            &["meshctl", "stat", "--from", "a/b/c"],
+            &["meshctl", "route", "split", "web"],
+            &["meshctl", "route", "split", "web", "v1"],
+            &["meshctl", "route", "set", "web"],
+            &["meshctl", "route", "set", "web", "--timeout", "soon"],
+            &["meshctl", "route", "set", "web", "--retry-on", "sometimes"],
+            &["meshctl", "apply"],
+            &["meshctl", "delete"],
+            &["meshctl", "delete", "vs", "web", "-f", "a.yaml"],
+            &["meshctl", "get"],
             &["meshctl", "explain", "GET", "http://web/"],
             &["meshctl", "completions", "tcsh"],
+            &["meshctl", "lab", "a", "--isolation", "vm"],
+            &["meshctl", "lab", "a", "--load=0"],
+            &["meshctl", "lab", "a", "--otlp", "localhost:4317"],
+            &["meshctl", "lab", "traces", "xyz"],
         ] {
             assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
         }

@@ -21,10 +21,11 @@ impl Place {
         let Some(dir) = &self.dir else { return Lab::find(self.id.as_deref()) };
         let same = |lab: &Lab| dir.canonicalize().is_ok_and(|d| d == Path::new(&lab.manifests));
         let found = Lab::all().into_iter().find(|lab| lab.runs.runs() && same(lab));
-        found.ok_or_else(|| {
+        let found = found.ok_or_else(|| {
             let dir = dir.display();
             Error::new(format!("no lab runs from {dir}"), format!("meshctl lab {dir} in another terminal"))
-        })
+        })?;
+        Lab::find(Some(&found.id))
     }
 
     /// Whether somebody said which, and did not leave it to be found.

@@ -240,7 +240,7 @@ fn pods_as_in_a_cluster() {
     let mut command = meshctl(&home.join("labs"), &["lab"]);
     command.arg(dir.path()).arg("--no-mesh").stdout(log.try_clone().unwrap()).stderr(log);
     let child = command.spawn().unwrap();
-    let mut lab = Lab { home, child, id: String::new() };
+    let mut lab = Lab { home, child, id: String::new(), user: None };
     lab.id = lab.wait("a lab", |text, _| {
         text.lines().find_map(|l| l.strip_prefix("lab ")?.split(' ').next().map(String::from))
     });
@@ -314,6 +314,8 @@ fn sidecars_carry_it_all() {
         assert!(Instant::now() < end, "plaintext still gets through");
     }
     assert_eq!(lab.ask("web", "http://users/")["service"], "users");
+    // A pod that calls its own Service and is picked itself arrives at its own sidecar, as by anybody else.
+    assert_eq!(lab.ask("web", "http://web/")["caller"], "spiffe://cluster.local/ns/shop/sa/web");
 
     // One more, which the others find, and one less, which nobody misses.
     lab.get(&["scale", "users", "3"]);

@@ -3,6 +3,7 @@
 use crate::doc::{Cursor, Fields, Value};
 use crate::mtls::{self, InboundConfig};
 use crate::route::BackendRef;
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -165,6 +166,8 @@ pub struct Config {
     pub app: Option<SocketAddr>,
     pub app_ip: Option<IpAddr>,
     pub unknown: Unknown,
+    /// The mesh's own addresses: while nobody has said what one of them means, it is no unknown destination.
+    pub mesh_ranges: Vec<IpNet>,
     pub limits: Limits,
 }
 
@@ -276,6 +279,9 @@ impl Config {
             let app_ip = f.opt("appIp", |c| c.parse("an IP address, such as 127.0.0.1"));
             let unknown =
                 f.opt("unknown", |c| c.word(&[("allow", Unknown::Allow), ("deny", Unknown::Deny)])).unwrap_or_default();
+            let mesh_ranges = f
+                .opt("meshRanges", |c| c.list(|c| c.parse("a range of addresses, such as 10.244.0.0/16")))
+                .unwrap_or_default();
             let limits = f.opt("limits", Limits::read).unwrap_or_default();
             let config = Self {
                 name: name?.into(),
@@ -291,6 +297,7 @@ impl Config {
                 app,
                 app_ip,
                 unknown,
+                mesh_ranges,
                 limits,
             };
             config.check(f);
@@ -298,11 +305,16 @@ impl Config {
         })
     }
 
+    pub fn is_of_mesh(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.mesh_ranges.iter().any(|range| range.contains(&ip))
+    }
+
     /// What does not go together.
     fn check(&self, f: &mut Fields<'_, '_>) {
         let role = self.role.word();
         let misplaced: &[&str] = match self.role.is_inbound() {
-            true => &["unknown"],
+            true => &["unknown", "meshRanges"],
             false => &["mtls", "clients", "app", "appIp", "forwardIdentity"],
         };
         for field in misplaced {

@@ -31,6 +31,8 @@ pub enum Reason {
     InvalidBackend,
     /// The destination is not known and unknown destinations are not allowed.
     NotAllowed,
+    /// The control plane has not said what the destination is, and it may be of the mesh.
+    NotDiscovered,
     /// There is no endpoint, or none that may be used.
     NoHealthyUpstream,
     ConnectFailed,
@@ -63,7 +65,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 29] = {
+    pub const ALL: [Reason; 30] = {
         use Reason::*;
         [
             Malformed,
@@ -76,6 +78,7 @@ impl Reason {
             NoCluster,
             InvalidBackend,
             NotAllowed,
+            NotDiscovered,
             NoHealthyUpstream,
             ConnectFailed,
             ConnectTimeout,
@@ -111,6 +114,7 @@ impl Reason {
             Reason::NoCluster => "cluster_not_found",
             Reason::InvalidBackend => "invalid_backend",
             Reason::NotAllowed => "destination_not_allowed",
+            Reason::NotDiscovered => "destination_not_discovered",
             Reason::NoHealthyUpstream => "no_healthy_upstream",
             Reason::ConnectFailed => "remote_connection_failure",
             Reason::ConnectTimeout => "connection_timeout",
@@ -145,6 +149,7 @@ impl Reason {
             Reason::InvalidBackend | Reason::Internal => 500,
             Reason::NotAllowed | Reason::UpstreamProtocol | Reason::UpstreamBroken | Reason::UpgradeRefused => 502,
             Reason::NoCluster
+            | Reason::NotDiscovered
             | Reason::NoHealthyUpstream
             | Reason::ConnectFailed
             | Reason::ConnectTimeout
@@ -182,7 +187,7 @@ impl Reason {
             Reason::ClientTimeout | Reason::StreamIdle => "SI",
             Reason::ClientGone => "DC",
             Reason::NoRoute => "NR",
-            Reason::NoCluster => "NC",
+            Reason::NoCluster | Reason::NotDiscovered => "NC",
             Reason::NoHealthyUpstream => "UH",
             Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => "UF",
             Reason::UpstreamClosed => "UC",
@@ -217,6 +222,7 @@ impl Reason {
             Reason::HeadersTooLarge => "Request Header Fields Too Large",
             Reason::BodyTooLarge => "Payload Too Large",
             Reason::ClientTimeout => "request timeout",
+            Reason::NotDiscovered => "destination not discovered: no answer from the control plane",
             Reason::NoHealthyUpstream => "no healthy upstream",
             Reason::ConnectFailed => reset!("remote connection failure"),
             Reason::ConnectTimeout => reset!("connection timeout"),

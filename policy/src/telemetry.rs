@@ -3,6 +3,12 @@
 use crate::doc::Cursor;
 use std::collections::BTreeMap;
 
+/// Upper bounds of Weft's duration buckets, in microseconds. Metrics have them, and reports to the control plane, so they stay.
+pub const DURATIONS: [u64; 17] = [
+    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000, 30_000_000, 60_000_000,
+];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum LogFormat {
     #[default]

@@ -33,6 +33,8 @@ pub struct ConnectConfig {
     pub idle_timeout: Option<Duration>,
     pub max_age: Option<Duration>,
     pub keepalive: Option<Duration>,
+    /// What is dialled is the app that this proxy stands before. Nothing that can be configured.
+    pub own_app: bool,
 }
 
 impl Default for ConnectConfig {
@@ -42,6 +44,7 @@ impl Default for ConnectConfig {
             idle_timeout: Some(Duration::from_secs(3600)),
             max_age: None,
             keepalive: Some(Duration::from_secs(10)),
+            own_app: false,
         }
     }
 }
@@ -55,6 +58,7 @@ impl ConnectConfig {
                 idle_timeout: f.or("idleTimeout", d.idle_timeout, limit),
                 max_age: f.or("maxAge", d.max_age, limit),
                 keepalive: f.or("keepalive", d.keepalive, limit),
+                own_app: false,
             })
         })
     }

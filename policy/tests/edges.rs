@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const RESERVED: &[(&str, &[&str])] = &[
     ("hyper", &["weft-proxy", "weft-testkit", "weft-sample"]),
     ("h2", &["weft-proxy", "weft-testkit"]),
-    ("tonic", &["weft-proto", "weft-proxy", "weft-control", "weft-testkit"]),
+    ("tonic", &["weft-proto", "weft-proxy", "weft-control", "meshctl", "weft-testkit"]),
     ("rustls", &["weft-tls", "weft-proxy", "weft-control", "weft-testkit"]),
     ("rcgen", &["weft-tls", "weft-control", "weft-sample", "weft-testkit"]),
 ];

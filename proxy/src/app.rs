@@ -34,6 +34,8 @@ const CUT: u8 = 3;
 const LAST_LINES: Duration = Duration::from_millis(500);
 /// For the spans of the last requests.
 const LAST_SPANS: Duration = Duration::from_secs(2);
+/// For what was counted last to reach the control plane.
+const LAST_REPORT: Duration = Duration::from_millis(500);
 /// For what should take no time, should it hang.
 const GRACE: Duration = Duration::from_secs(5);
 /// For those who connected just before nobody listened any more, to send their request.
@@ -69,8 +71,8 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
             return ExitCode::from(UNUSABLE);
         }
     };
-    let controller = match first_configuration(settings, &mut signals).await {
-        Ok(controller) => controller,
+    let (controller, reporter) = match first_configuration(settings, &mut signals).await {
+        Ok(first) => first,
         Err(code) => return code,
     };
     let (config, following) = (controller.shared(), controller.run());
@@ -88,9 +90,16 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
         ready: false.into(),
         ports: Default::default(),
         cut: 0.into(),
+        mark: settings.mark,
     });
     tokio::task::spawn_local(following);
     tokio::task::spawn_local(telemetry(shared.clone()));
+    let reporter = reporter.map(Rc::new);
+    if let Some(reporter) = reporter.clone() {
+        shared.telemetry.count_edges();
+        let hub = shared.telemetry.clone();
+        tokio::task::spawn_local(async move { reporter.run(&hub).await });
+    }
     let (asked, mut drains) = mpsc::channel::<()>(1);
     let process = Arc::new(Process {
         shared: shared.clone(),
@@ -138,6 +147,10 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
             tracing::error!("a worker did not end in time");
         }
     }
+    if let Some(reporter) = reporter {
+        // Who does not hear it in time will never.
+        let _ = tokio::time::timeout(LAST_REPORT, reporter.tell(&shared.telemetry)).await;
+    }
     if !shared.telemetry.spans.settle(LAST_SPANS).await {
         tracing::warn!("the collector did not take the last spans");
     }
@@ -156,12 +169,16 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     }
 }
 
-/// From the file, or from the control plane as soon as that is possible. An error has been told.
-async fn first_configuration(settings: &Settings, signals: &mut Signals) -> Result<Controller, ExitCode> {
+/// From the file, or from the control plane as soon as that is possible, which is told then what is counted. An error has been
+/// told.
+async fn first_configuration(
+    settings: &Settings,
+    signals: &mut Signals,
+) -> Result<(Controller, Option<control::Reporter>), ExitCode> {
     let unusable = ExitCode::from(UNUSABLE);
     let Some(options) = settings.control() else {
         let file = settings.config.as_deref().unwrap_or(Path::new(""));
-        return Controller::new(file).map_err(|refused| {
+        return Controller::new(file).map(|controller| (controller, None)).map_err(|refused| {
             // For people, with lines and columns; not a line of the log.
             eprint!("{refused}");
             unusable
@@ -176,15 +193,15 @@ async fn first_configuration(settings: &Settings, signals: &mut Signals) -> Resu
     let (leave, mut asked) = mpsc::channel(1);
     let waiting = control::Waiting { links: links.clone(), filter: settings.log.clone(), leave };
     // The configuration may name another address, and does not exist yet.
-    let door = settings.admin(&ProxyConfig::default());
-    let bound = crate::sys::sockopt::listen(door).and_then(TcpListener::from_std);
+    let address = settings.admin(&ProxyConfig::default());
+    let bound = crate::sys::sockopt::listen(address).and_then(TcpListener::from_std);
     let door =
         bound.map(|socket| tokio::task::spawn_local(admin::serve(socket, AdminState::new(hub, Arc::new(waiting)))));
     if let Err(error) = &door {
-        tracing::error!(%error, "the admin address cannot be opened");
+        tracing::error!(%address, %error, "the admin address cannot be opened");
         return Err(unusable);
     }
-    let (mut updates, demand, following) = control::follow(options, links.clone());
+    let (mut updates, demand, reporter, following) = control::follow(options, links.clone());
     tokio::task::spawn_local(following);
     let first = tokio::select! {
         first = updates.recv() => first,
@@ -198,7 +215,7 @@ async fn first_configuration(settings: &Settings, signals: &mut Signals) -> Resu
         door.abort();
     }
     match first {
-        Some(first) => Ok(Controller::fed(first, updates, links, demand)),
+        Some(first) => Ok((Controller::fed(first, updates, links, demand), Some(reporter))),
         None => {
             tracing::error!("the control plane's client has ended");
             Err(unusable)

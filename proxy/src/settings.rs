@@ -39,9 +39,9 @@ pub struct Settings {
     #[arg(long, value_name = "DIR", requires = "control")]
     pub state: Option<PathBuf>,
 
-    /// Ask for a destination's configuration when it is first called, rather than for everything
+    /// Take the configuration of everything the workload may see, rather than of what it calls when it first does
     #[arg(long, requires = "control")]
-    pub on_demand: bool,
+    pub everything: bool,
 
     /// Check the file, print everything that is wrong with it, and exit: 0 if it is good, 1 if not
     #[arg(long, requires = "config")]
@@ -58,6 +58,10 @@ pub struct Settings {
     /// Where the admin interface listens; the file's `admin`, else 127.0.0.1:15000
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
+
+    /// Mark for connections to endpoints (SO_MARK; takes CAP_NET_ADMIN), for redirection rules that cannot go by a group
+    #[arg(long, value_name = "N")]
+    pub mark: Option<u32>,
 
     /// What is logged: error, warn, info, debug, trace, or by module as in `info,weft_proxy::config=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info")]
@@ -119,7 +123,7 @@ impl Settings {
             namespace,
             pod,
             state: self.state.clone()?,
-            on_demand: self.on_demand,
+            everything: self.everything,
         })
     }
 

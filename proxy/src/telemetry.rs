@@ -3,6 +3,7 @@
 //! somebody scrapes; it owns the log's and the spans' bounded queues. No request ever waits for any of them.
 
 pub mod access_log;
+pub mod edges;
 pub mod metrics;
 pub mod otlp;
 pub mod record;
@@ -11,6 +12,7 @@ pub mod trace;
 #[cfg(test)]
 mod tests;
 
+use crate::telemetry::edges::{Counts, Edge, Edges};
 use crate::telemetry::metrics::cells::Cells;
 use crate::telemetry::metrics::labels::Party;
 use crate::telemetry::metrics::series::Series;
@@ -333,6 +335,23 @@ impl Hub {
         }
     }
 
+    /// From now on, who calls whom is counted for [`Hub::take_edges`].
+    pub fn count_edges(&self) {
+        self.gathered().series.edges.get_or_insert_default();
+    }
+
+    /// What was counted since the last time.
+    pub fn take_edges(&self) -> Vec<(Edge, Counts)> {
+        self.gathered().series.edges.as_mut().map(Edges::take).unwrap_or_default()
+    }
+
+    /// What was taken and could not be told: it is there again the next time.
+    pub fn put_back_edges(&self, edges: Vec<(Edge, Counts)>) {
+        if let Some(all) = &mut self.gathered().series.edges {
+            all.put_back(edges);
+        }
+    }
+
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -347,7 +366,7 @@ impl Gathered {
 }
 
 /// Everything that is counted through the facade, wherever it is counted.
-const RARE_NAMES: [(&str, &str); 17] = [
+const RARE_NAMES: [(&str, &str); 18] = [
     ("weft_panics_total", "Tasks that panicked; each is a bug."),
     ("weft_accept_errors_total", "Failures to accept connections at all."),
     ("weft_tcp_rejected_total", "Connections refused before anything was served on them."),
@@ -365,6 +384,7 @@ const RARE_NAMES: [(&str, &str); 17] = [
     ("weft_control_streams_total", "Streams of configuration begun."),
     ("weft_control_refused_total", "Resources of the control plane that were refused."),
     ("weft_control_renewal_failures_total", "Attempts to renew the certificate that failed."),
+    ("weft_control_report_failures_total", "Reports that the control plane did not take; they are made again."),
 ];
 
 /// The `metrics` facade's recorder, for what is too rare to matter: reloads, panics, DNS, rotations.

@@ -47,6 +47,8 @@ pub struct Shared {
     pub ports: Ports,
     /// Connections cut at the end of a drain.
     pub cut: AtomicU64,
+    /// Of our own connections, where rules tell them from the app's by it.
+    pub mark: Option<u32>,
 }
 
 impl Shared {

@@ -7,75 +7,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod pair;
+mod rows;
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use pair::{Certs, DOMAIN, HOST, SOON, Side, id, identity, inbound, inbound_listener, outbound, service};
+use rows::{Load, alone, books_balance, length, logged};
 use weft_testkit::backend::{Backend, echo};
 use weft_testkit::ca::Ca;
 use weft_testkit::client::{Http1, http1};
 use weft_testkit::dir::free_addr;
-use weft_testkit::load::{LoadGen, Plan, Totals};
 use weft_testkit::proxy::Proxy;
 use weft_testkit::wait::until;
-
-/// Two loads at once would measure each other.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn length() -> Duration {
-    Duration::from_secs(if std::env::var_os("WEFT_FULL").is_some() { 30 } else { 6 })
-}
-
-/// Requests per second; `WEFT_RATE` overrides.
-fn rate() -> u32 {
-    let given = std::env::var("WEFT_RATE").ok().and_then(|r| r.parse().ok());
-    given.unwrap_or(if cfg!(debug_assertions) { 300 } else { 1000 })
-}
-
-struct Load {
-    gen_: LoadGen,
-    began: Instant,
-}
-
-impl Load {
-    fn start(target: SocketAddr) -> Self {
-        // The machine may be busy: what comes late is not lost.
-        let patient =
-            Plan { timeout: Duration::from_secs(30), late: Duration::from_secs(5), ..Plan::new(target, HOST, rate()) };
-        let load = Self { gen_: LoadGen::start(patient), began: Instant::now() };
-        until("load flows", SOON, || load.gen_.so_far().ok > 20);
-        load
-    }
-
-    /// Goes on for the whole length of a row, then a little longer than the last change.
-    #[track_caller]
-    fn stop(self, row: &str) -> Totals {
-        let wait = length().saturating_sub(self.began.elapsed()).max(Duration::from_millis(500));
-        std::thread::sleep(wait);
-        let took = self.began.elapsed();
-        let totals = self.gen_.stop();
-        println!("{row}: {} rps for {took:.1?}: {totals}", rate());
-        assert_eq!((totals.failures(), totals.ok), (0, totals.sent), "{row}: {totals}");
-        assert!(totals.sent as f64 >= f64::from(rate()) * length().as_secs_f64() * 0.9, "{row}: {totals}");
-        assert!(totals.per_kind.iter().all(|n| *n > 0), "{row}: {totals}");
-        totals
-    }
-}
-
-fn logged(proxies: &[&Proxy]) -> u64 {
-    let lines =
-        |p: &Proxy| p.log_lines().iter().filter(|l| l.starts_with("{\"ts\"") && l.contains("\"method\"")).count();
-    proxies.iter().map(|p| lines(p)).sum::<usize>() as u64
-}
-
-/// Every request the client sent is in the log once; none got lost, none was sent twice.
-#[track_caller]
-fn books_balance(row: &str, sent: u64, proxies: &[&Proxy]) {
-    let balanced = weft_testkit::wait::poll(SOON, || (logged(proxies) >= sent).then_some(()));
-    assert!(balanced.is_some() && logged(proxies) == sent, "{row}: sent {sent}, logged {}", logged(proxies));
-}
 
 struct Pair {
     certs: Certs,
@@ -111,15 +55,11 @@ impl Pair {
     }
 }
 
-fn alone() -> std::sync::MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 #[test]
 fn fifty_config_changes() {
     let _alone = alone();
     let mut pair = Pair::start("", "");
-    let load = Load::start(pair.out_addr);
+    let load = Load::start(pair.out_addr, HOST);
     let extra = free_addr();
     let connections = pair.app.connections();
     let pause = length() / 50;
@@ -171,7 +111,7 @@ fn fifty_config_changes() {
 fn a_bad_file_keeps_the_last_good_configuration() {
     let _alone = alone();
     let mut pair = Pair::start("", "");
-    let load = Load::start(pair.out_addr);
+    let load = Load::start(pair.out_addr, HOST);
     let good = pair.out_side.yaml();
     let bad = [
         ("listeners: [", "not YAML"),
@@ -211,7 +151,7 @@ const SHORT_LIVED: &str = "policy: {connections: {maxAge: 1s}}";
 fn leaf_rotated_every_two_seconds() {
     let _alone = alone();
     let pair = Pair::start(SHORT_LIVED, "");
-    let load = Load::start(pair.out_addr);
+    let load = Load::start(pair.out_addr, HOST);
     let rounds = (length().as_secs() / 2).max(3);
     for _ in 0..rounds {
         let at = Instant::now();
@@ -242,7 +182,7 @@ fn leaf_rotated_every_two_seconds() {
 fn root_rotated() {
     let _alone = alone();
     let pair = Pair::start(SHORT_LIVED, "");
-    let load = Load::start(pair.out_addr);
+    let load = Load::start(pair.out_addr, HOST);
     let (old, new) = (&pair.certs.ca, Ca::new(DOMAIN));
     let old_leaf = old.workload("demo", "client");
     let pause = length() / 7;
@@ -293,7 +233,7 @@ fn one_of_two_backends_replaced_ten_times() {
         vec![format!("{{name: in, role: inbound, address: {}, to: local, mtls: strict}}", pair.in_addr)];
     pair.in_side.services = vec![local(&stays, &goes)];
     pair.in_side.apply(&pair.inn);
-    let load = Load::start(pair.out_addr);
+    let load = Load::start(pair.out_addr, HOST);
     let pause = length() / 10;
     let (mut used, mut served) = (0, 0);
     for n in 0..10 {
@@ -322,7 +262,7 @@ fn one_of_two_backends_replaced_ten_times() {
 fn inbound_proxy_drained_and_replaced_ten_times() {
     let _alone = alone();
     let mut pair = Pair::start("", ", limits: {drainDelay: 300ms, drain: 10s}");
-    let load = Load::start(pair.out_addr);
+    let load = Load::start(pair.out_addr, HOST);
     let pause = length() / 10;
     let mut gone = Vec::new();
     for n in 0..10 {
@@ -351,7 +291,7 @@ fn inbound_proxy_drained_and_replaced_ten_times() {
 fn inbound_proxy_replaced_behind_a_new_endpoint() {
     let _alone = alone();
     let mut pair = Pair::start("", ", limits: {drainDelay: 200ms, drain: 10s}");
-    let load = Load::start(pair.out_addr);
+    let load = Load::start(pair.out_addr, HOST);
     for n in 0..4 {
         let addr = free_addr();
         pair.in_side.admin = free_addr();

@@ -96,8 +96,9 @@ const SHOWN: [Reason; 23] = [
 ];
 
 /// The rest, and why no client of a proxy from a file can bring it about here.
-const UNTOLD: [(Reason, &str); 6] = [
+const UNTOLD: [(Reason, &str); 7] = [
     (Reason::BodyTooLarge, "nothing from a file buffers a body with a limit"),
+    (Reason::NotDiscovered, "shown where a control plane is away"),
     (Reason::NoCluster, "the file's reader refuses a route to what it does not define"),
     (Reason::Overload, "needs thousands of unknown destinations behind a redirect"),
     (Reason::UpgradeRefused, "an upstream's refusal is passed on as it is"),

@@ -7,8 +7,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use hyper::service::service_fn;
+use prost::Message;
 use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
@@ -18,8 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 use weft_proto::v1::mesh_server::{Mesh, MeshServer};
 use weft_proto::v1::watch_request::Kind;
 use weft_proto::v1::{
-    Applied, Hello, ReportRequest, ReportResponse, Resource, SignRequest, SignResponse, TrustBundle, WatchRequest,
-    WatchResponse,
+    Applied, Edge, Hello, ReportRequest, ReportResponse, Resource, SignRequest, SignResponse, TrustBundle,
+    WatchRequest, WatchResponse,
 };
 
 use crate::ca::{Ca, LeafOpts};
@@ -39,8 +41,16 @@ struct State {
     tokens: HashMap<String, String>,
     lifetime: Duration,
     renew_after: Duration,
+    /// How far its clock is ahead of ours.
+    ahead_by: Duration,
     refuse_to_sign: bool,
     garbage: bool,
+    /// Sent to every stream as if it had been asked for.
+    ahead: Vec<String>,
+    /// What every stream is answered with, in place of the resources.
+    script: Option<Vec<Vec<u8>>>,
+    /// Every message of every stream, as it came.
+    said: Vec<Vec<u8>>,
     /// Version and document by name.
     resources: HashMap<String, (String, Vec<u8>)>,
     versions: u64,
@@ -48,6 +58,7 @@ struct State {
     subscribed: Vec<String>,
     applied: Vec<Applied>,
     signed: Vec<Signed>,
+    reported: Vec<Edge>,
 }
 
 struct Shared {
@@ -61,6 +72,18 @@ struct Shared {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self, message: &WatchRequest) {
+        let mut state = self.state();
+        state.said.push(message.encode_to_vec());
+        match message.kind.clone() {
+            Some(Kind::Hello(hello)) => state.hellos.push(hello),
+            Some(Kind::Subscribe(subscribe)) => state.subscribed.extend(subscribe.add),
+            Some(Kind::Applied(applied)) => state.applied.push(applied),
+            None => {}
+        }
+        self.heard.notify_all();
     }
 }
 
@@ -87,14 +110,19 @@ impl Control {
             tokens: HashMap::new(),
             lifetime: Duration::from_secs(24 * 3600),
             renew_after: Duration::from_secs(12 * 3600),
+            ahead_by: Duration::ZERO,
             refuse_to_sign: false,
             garbage: false,
+            ahead: Vec::new(),
+            script: None,
+            said: Vec::new(),
             resources: HashMap::new(),
             versions: 0,
             hellos: Vec::new(),
             subscribed: Vec::new(),
             applied: Vec::new(),
             signed: Vec::new(),
+            reported: Vec::new(),
         };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), changed: watch::Sender::new(0), heard: Condvar::new() });
@@ -127,6 +155,11 @@ impl Control {
         (state.lifetime, state.renew_after) = (lifetime, renew_after);
     }
 
+    /// Its leaves count from so long after now.
+    pub fn clock_ahead(&self, by: Duration) {
+        self.shared.state().ahead_by = by;
+    }
+
     pub fn refuse_to_sign(&self, refuse: bool) {
         self.shared.state().refuse_to_sign = refuse;
     }
@@ -134,6 +167,20 @@ impl Control {
     /// Answers everything with bytes that mean nothing; streams that stand go on.
     pub fn garbage(&self, garbage: bool) {
         self.shared.state().garbage = garbage;
+    }
+
+    /// What is sent without being asked for, with what it needs.
+    pub fn ahead(&self, names: &[&str]) {
+        self.shared.state().ahead = names.iter().map(ToString::to_string).collect();
+    }
+
+    /// Messages of a control plane of another version, sent once a stream has subscribed.
+    pub fn script(&self, messages: Vec<Vec<u8>>) {
+        self.shared.state().script = Some(messages);
+    }
+
+    pub fn said(&self) -> Vec<Vec<u8>> {
+        self.shared.state().said.clone()
     }
 
     /// Sets a resource; every stream gets it.
@@ -174,6 +221,11 @@ impl Control {
 
     pub fn applied(&self) -> Vec<Applied> {
         self.shared.state().applied.clone()
+    }
+
+    /// What proxies told that they have counted, in order.
+    pub fn reported(&self) -> Vec<Edge> {
+        self.shared.state().reported.clone()
     }
 
     /// The answer to the newest version of a resource, once it is there: the error, empty when it was taken.
@@ -279,7 +331,11 @@ async fn serve(shared: Arc<Shared>, tls: TlsAcceptor, stream: tokio::net::TcpStr
     let mesh = MeshServer::new(Server(shared.clone())).max_encoding_message_size(64 << 20);
     let answer = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        let garbage = shared.state().garbage;
+        let (garbage, script) = {
+            let state = shared.state();
+            (state.garbage, state.script.clone())
+        };
+        let shared = shared.clone();
         let mut mesh = mesh.clone();
         async move {
             if garbage {
@@ -290,10 +346,47 @@ async fn serve(shared: Arc<Shared>, tls: TlsAcceptor, stream: tokio::net::TcpStr
                 answer.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
                 return Ok(answer);
             }
-            mesh.call(request).await
+            match script.filter(|_| request.uri().path().ends_with("/Watch")) {
+                Some(script) => Ok(replay(shared, script, request.into_body())),
+                None => mesh.call(request).await,
+            }
         }
     });
     let _ = hyper::server::conn::http2::Builder::new(Spawn).serve_connection(HyperIo(stream), answer).await;
+}
+
+/// Reads what the proxy says, and answers its first Subscribe with the script.
+fn replay(
+    shared: Arc<Shared>,
+    script: Vec<Vec<u8>>,
+    mut said: hyper::body::Incoming,
+) -> http::Response<tonic::body::Body> {
+    let (send, frames) = mpsc::channel::<Result<Frame<Bytes>, Status>>(script.len().max(1));
+    tokio::spawn(async move {
+        let mut script = Some(script);
+        let mut bytes = Vec::new();
+        while let Some(Ok(frame)) = said.frame().await {
+            bytes.extend(frame.into_data().unwrap_or_default());
+            // A flag, a length, a message.
+            while let Some(length) = bytes.get(1..5).map(|l| u32::from_be_bytes(l.try_into().expect("four")) as usize) {
+                if bytes.len() < 5 + length {
+                    break;
+                }
+                let message: Vec<u8> = bytes.drain(..5 + length).skip(5).collect();
+                let message = WatchRequest::decode(message.as_slice()).expect("a request");
+                shared.hear(&message);
+                if matches!(message.kind, Some(Kind::Subscribe(_))) {
+                    for message in script.take().into_iter().flatten() {
+                        let _ = send.send(Ok(Frame::data(crate::backend::grpc_frame(&message)))).await;
+                    }
+                }
+            }
+        }
+    });
+    let body = tonic::body::Body::new(StreamBody::new(ReceiverStream::new(frames)));
+    let mut answer = http::Response::new(body);
+    answer.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+    answer
 }
 
 /// Who called, by certificate.
@@ -316,7 +409,7 @@ impl Mesh for Server {
             true => peer.ok_or_else(|| Status::unauthenticated("no certificate to renew"))?,
             false => state.tokens.remove(&join_token).ok_or_else(|| Status::unauthenticated("no such token"))?,
         };
-        let now = SystemTime::now();
+        let now = SystemTime::now() + state.ahead_by;
         let opts = LeafOpts { not_before: now, not_after: now + state.lifetime, ..LeafOpts::default() };
         let chain = state.ca.sign(&csr, &id, &opts).map_err(Status::invalid_argument)?;
         let root = state.ca.root_der();
@@ -347,26 +440,19 @@ impl Mesh for Server {
             loop {
                 tokio::select! {
                     message = said.message() => match message {
-                        Ok(Some(WatchRequest { kind: Some(kind) })) => match kind {
-                            Kind::Hello(hello) => {
-                                has = hello.have.clone();
-                                shared.state().hellos.push(hello);
-                                shared.heard.notify_all();
+                        Ok(Some(message)) => {
+                            shared.hear(&message);
+                            match message.kind {
+                                Some(Kind::Hello(hello)) => has = hello.have,
+                                Some(Kind::Subscribe(subscribe)) => {
+                                    subscribed = true;
+                                    names.extend(subscribe.add);
+                                    names.retain(|name| !subscribe.remove.contains(name));
+                                    changes.mark_changed();
+                                }
+                                Some(Kind::Applied(_)) | None => {}
                             }
-                            Kind::Subscribe(subscribe) => {
-                                subscribed = true;
-                                shared.state().subscribed.extend(subscribe.add.iter().cloned());
-                                shared.heard.notify_all();
-                                names.extend(subscribe.add);
-                                names.retain(|name| !subscribe.remove.contains(name));
-                                changes.mark_changed();
-                            }
-                            Kind::Applied(applied) => {
-                                shared.state().applied.push(applied);
-                                shared.heard.notify_all();
-                            }
-                        },
-                        Ok(Some(_)) => {}
+                        }
                         _ => return,
                     },
                     changed = changes.changed(), if subscribed => {
@@ -380,7 +466,13 @@ impl Mesh for Server {
         Ok(Response::new(ReceiverStream::new(sent)))
     }
 
-    async fn report(&self, _: Request<Streaming<ReportRequest>>) -> Result<Response<ReportResponse>, Status> {
+    async fn report(&self, request: Request<Streaming<ReportRequest>>) -> Result<Response<ReportResponse>, Status> {
+        let (mut reports, mut told) = (request.into_inner(), Vec::new());
+        while let Some(report) = reports.message().await? {
+            told.extend(report.edges);
+        }
+        self.0.state().reported.extend(told);
+        self.0.heard.notify_all();
         Ok(Response::new(ReportResponse {}))
     }
 }
@@ -411,7 +503,7 @@ fn wanted<'s>(state: &'s State, names: &HashSet<String>) -> (HashMap<&'s str, &'
     let all = names.contains("*");
     let mut prefixes = Vec::new();
     let mut unknown = Vec::new();
-    for name in names.iter().filter(|name| *name != "*") {
+    for name in names.iter().chain(&state.ahead).filter(|name| *name != "*") {
         let Some((_, document)) = state.resources.get(name) else {
             unknown.push(name.clone());
             continue;

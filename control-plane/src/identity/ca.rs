@@ -24,8 +24,10 @@ const ISSUED: &str = "issued.log";
 const ISSUED_BEFORE: &str = "issued.log.1";
 const ISSUED_BYTES: u64 = 16 << 20;
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Clocks differ by as much.
-pub const SKEW: Duration = Duration::from_secs(60);
+/// A certificate counts from so long before it was made: clocks differ, a leaf's users' by minutes, and the authority's own may be
+/// set back after the root was made.
+pub const SKEW: Duration = Duration::from_secs(15 * 60);
+const ROOT_SKEW: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
@@ -297,7 +299,7 @@ impl Root {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let now = SystemTime::now();
-        params.not_before = (now - SKEW).into();
+        params.not_before = (now - ROOT_SKEW).into();
         params.not_after = (now + ROOT_LIFETIME).into();
         let key = KeyPair::generate()?;
         let cert = params.self_signed(&key)?;

@@ -1,14 +1,24 @@
 //! Rotation of the root in three steps, each of which everybody survives: the new root is trusted beside the old one; it signs;
-//! the old one goes once nothing that counts was signed by it. A step is one write of `ca.json`; the server sees it and passes
-//! the news on. What a step needs to have happened before is checked here.
+//! the old one goes once nothing that is in use was signed by it. A step is one write of `ca.json`; the server sees it and passes
+//! the news on. What a step needs to have happened before is checked here: for the second one the server writes down who has
+//! not heard of the new root yet.
 
-use super::ca::{Authority, CaError, ROOT_PEM, Root, Stage, seconds};
+use super::ca::{Authority, CaError, ROOT_PEM, Record, Root, Stage, seconds};
+use crate::scope;
 use crate::state::StateDir;
-use std::collections::BTreeSet;
+use crate::status::Status;
+use crate::world::Current;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use weft_dialects::world::PodId;
+use weft_policy::id::SpiffeId;
 
-/// Trust travels in a second or so to everybody who is connected; the rest of the time is for those who are not at the moment.
-const SPREAD: Duration = Duration::from_secs(60);
+/// Of the newest root: since when it is trusted, and who has yet to hear of it.
+const SPREAD: &str = "spread.json";
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Takes the next step and says what it was.
 pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaError> {
@@ -22,31 +32,24 @@ pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaEr
             format!("root {new} is trusted beside {old}, which still signs; next: {new} signs")
         }
         (Stage::Introduced, [old, new]) => {
-            let waited = seconds(now).saturating_sub(ca.since);
-            if waited < SPREAD.as_secs() && !force {
-                let left = SPREAD.as_secs() - waited;
-                return Err(CaError::TooEarly(format!(
-                    "root {new} has been trusted for {waited} s; wait {left} s more until every proxy has it, or use --force"
-                )));
+            if !force {
+                is_spread(dir, &ca, new)?;
             }
             Authority::store(dir, &ca.domain, Stage::Switched, &[old, new], new, now)?;
-            format!("root {new} signs; {old} is still trusted; next: {old} goes, when what it signed has expired")
+            format!(
+                "root {new} signs; {old} is still trusted; next: {old} goes, when what it signed is no longer in use"
+            )
         }
         (Stage::Switched, [old, new]) => {
-            let records = Authority::records(dir)?;
             let at = seconds(now);
-            let held = records.iter().filter(|r| r.issuer == *old && r.not_after > at);
-            let (mut who, mut left) = (BTreeSet::new(), 0);
-            for record in held {
-                who.insert(if record.pod.is_empty() { &record.identity } else { &record.pod });
-                left = left.max(record.not_after - at);
-            }
-            if !who.is_empty() && !force {
-                let named: Vec<&str> = who.iter().take(5).map(|w| w.as_str()).collect();
-                let more = if who.len() > named.len() { " and others" } else { "" };
+            let records = newest(Authority::records(dir)?);
+            let held: Vec<&Record> = records.values().filter(|r| r.issuer == *old && r.not_after > at).collect();
+            let left = held.iter().map(|r| r.not_after - at).max().unwrap_or(0);
+            if !held.is_empty() && !force {
+                let who = held.iter().map(|r| if r.pod.is_empty() { r.identity.as_str() } else { r.pod.as_str() });
                 return Err(CaError::TooEarly(format!(
-                    "certificates of root {old} still count for up to {left} s, those of {}{more}; wait, or use --force",
-                    named.join(", ")
+                    "certificates of root {old} are still in use, for up to {left} s, by {}; wait until they are renewed, or use --force",
+                    some(who)
                 )));
             }
             Authority::store(dir, &ca.domain, Stage::Single, &[new], new, now)?;
@@ -60,6 +63,78 @@ pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaEr
     let ca = Authority::load(dir)?.ok_or(CaError::None)?;
     dir.write(ROOT_PEM, &ca.pem())?;
     Ok(done)
+}
+
+/// The last certificate of each: who has a newer one has put the older away.
+fn newest(records: Vec<Record>) -> BTreeMap<(String, String), Record> {
+    records.into_iter().map(|r| ((r.identity.clone(), r.pod.clone()), r)).collect()
+}
+
+fn is_spread(dir: &StateDir, ca: &Authority, new: &str) -> Result<(), CaError> {
+    let spread: Value = dir.read(SPREAD)?.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let waiting = spread["waiting"].as_array().filter(|_| spread["since"] == ca.since && spread["root"] == new);
+    match waiting {
+        Some(waiting) if waiting.is_empty() => Ok(()),
+        Some(waiting) => Err(CaError::TooEarly(format!(
+            "root {new} is not known yet to {}; wait until they are connected, or use --force",
+            some(waiting.iter().filter_map(Value::as_str))
+        ))),
+        None => Err(CaError::TooEarly(format!(
+            "it is not known yet who has heard of root {new}; ask again in a few seconds, with the control plane running, or use --force"
+        ))),
+    }
+}
+
+/// The first few of many.
+fn some<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: BTreeSet<&str> = names.collect();
+    let more = if names.len() > 5 { " and others" } else { "" };
+    names.into_iter().take(5).collect::<Vec<_>>().join(", ") + more
+}
+
+/// While a second root is trusted and does not sign: writes down which of the world's pods that have a certificate in use have
+/// not taken it into force.
+pub async fn follow(
+    dir: StateDir,
+    authority: watch::Receiver<Arc<Authority>>,
+    worlds: watch::Receiver<Arc<Current>>,
+    status: Arc<Status>,
+) {
+    let mut written = Value::Null;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let ca = authority.borrow().clone();
+        if ca.stage != Stage::Introduced {
+            continue;
+        }
+        let (dir, status, current, before) = (dir.clone(), status.clone(), worlds.borrow().clone(), written.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let told = status.have("trust", &scope::version(&ca.document()));
+            let now = seconds(SystemTime::now());
+            let in_use = newest(Authority::records(&dir)?).into_values().filter(|r| r.not_after > now);
+            let pods: BTreeSet<PodId> =
+                in_use.filter_map(|r| pod(&r)).filter(|p| current.view.owner(p).is_some()).collect();
+            let waiting: Vec<&str> = pods.difference(&told).map(|p| p.name.as_str()).collect();
+            let root = ca.roots.last().map(|r| r.id.as_str());
+            let spread = json!({"root": root, "since": ca.since, "waiting": waiting});
+            // The first look may be older than the world.
+            if spread != before && current.generation > 0 {
+                dir.write(SPREAD, &spread.to_string())?;
+            }
+            Ok::<_, CaError>(spread)
+        });
+        match looked.await {
+            Ok(Ok(spread)) => written = spread,
+            Ok(Err(error)) => tracing::warn!(%error, "who has heard of the new root cannot be written down"),
+            Err(error) => tracing::error!(%error, "looking who has heard of the new root"),
+        }
+    }
+}
+
+fn pod(record: &Record) -> Option<PodId> {
+    let id = SpiffeId::parse(&record.identity).ok()?;
+    let (namespace, _) = id.workload().filter(|_| !record.pod.is_empty())?;
+    Some(PodId { namespace: namespace.into(), name: record.pod.clone() })
 }
 
 #[cfg(test)]
@@ -88,14 +163,24 @@ mod tests {
         assert_eq!(dir.read(ROOT_PEM).unwrap().unwrap().matches("BEGIN").count(), 2);
 
         assert!(matches!(step(&dir, false, now), Err(CaError::TooEarly(_))));
-        step(&dir, false, now + SPREAD).unwrap();
+        let spread = |waiting: Value| {
+            let text = json!({"root": both.roots[1].id, "since": both.since, "waiting": waiting}).to_string();
+            dir.write(SPREAD, &text).unwrap();
+        };
+        spread(json!(["web-1"]));
+        assert!(step(&dir, false, now).unwrap_err().to_string().contains("web-1"));
+        spread(json!([]));
+        step(&dir, false, now).unwrap();
         let switched = Authority::load(&dir).unwrap().unwrap();
         assert_eq!((switched.stage, switched.roots.len()), (Stage::Switched, 2));
         assert_eq!(switched.signing, both.roots[1].id);
 
-        let early = step(&dir, false, now + SPREAD).unwrap_err().to_string();
+        let early = step(&dir, false, now).unwrap_err().to_string();
         assert!(early.contains("web-1"), "{early}");
-        step(&dir, false, now + lifetime).unwrap();
+        // It goes when the certificate has ended, or has been renewed.
+        let renewed = switched.issue(&subject, &key, lifetime, now).unwrap();
+        switched.record(&dir, &subject, &renewed).unwrap();
+        step(&dir, false, now).unwrap();
         let last = Authority::load(&dir).unwrap().unwrap();
         assert_eq!((last.stage, last.roots.len(), &last.signing), (Stage::Single, 1, &switched.signing));
         assert!(dir.read(&format!("root-{}.key", first.signing)).unwrap().is_none());

@@ -1,16 +1,18 @@
 //! The API's three calls. Who may call is known before anything of the message is looked at.
 
 use super::session;
+use super::siblings::Siblings;
 use crate::identity::ca::seconds;
 use crate::identity::sign::{SignError, Signer};
 use crate::identity::{Authority, Caller};
 use crate::report::Edges;
-use crate::status::{Status as Known, count};
+use crate::status::{Status as Known, add, count};
 use crate::world::Current;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_proto::v1::mesh_server::Mesh;
@@ -21,6 +23,8 @@ use weft_proto::v1::{
 /// Signing at a time, and how long the others wait.
 const SIGNERS: usize = 8;
 const SIGN_WAIT: Duration = Duration::from_secs(5);
+/// Messages of a report are taken no faster.
+const REPORTS: Duration = Duration::from_millis(20);
 
 /// What a connection's handshake has proven; put into every request by whoever accepts connections.
 #[derive(Clone, Debug)]
@@ -37,6 +41,7 @@ pub struct Server {
     pub known: Arc<Known>,
     pub edges: Arc<Edges>,
     pub signing: Arc<Semaphore>,
+    pub siblings: Arc<Siblings>,
 }
 
 impl Server {
@@ -45,11 +50,15 @@ impl Server {
     }
 }
 
-fn caller<T>(request: &Request<T>) -> Result<(Arc<Caller>, SocketAddr), Status> {
+fn caller<T>(request: &Request<T>, known: &Known) -> Result<(Arc<Caller>, SocketAddr), Status> {
     let connection = request.extensions().get::<Connection>();
     let proven = connection.and_then(|c| Some((c.caller.clone()?, c.address)));
-    let (caller, address) = proven
-        .ok_or_else(|| Status::unauthenticated("this needs a certificate of a pod of the mesh: call Sign first"))?;
+    let (caller, address) = proven.ok_or_else(|| {
+        count(&known.counters.unproven);
+        let address = connection.map(|c| c.address);
+        tracing::warn!(?address, "refused: no certificate of a pod of the mesh");
+        Status::unauthenticated("this needs a certificate of a pod of the mesh: call Sign first")
+    })?;
     if !caller.counts(SystemTime::now()) {
         return Err(Status::unauthenticated("the certificate of this connection has ended"));
     }
@@ -59,7 +68,8 @@ fn caller<T>(request: &Request<T>) -> Result<(Arc<Caller>, SocketAddr), Status> 
 #[tonic::async_trait]
 impl Mesh for Server {
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
-        let caller = request.extensions().get::<Connection>().and_then(|c| c.caller.clone());
+        let connection = request.extensions().get::<Connection>();
+        let (caller, address) = (connection.and_then(|c| c.caller.clone()), connection.map(|c| c.address));
         let request = request.into_inner();
         let room = tokio::time::timeout(SIGN_WAIT, self.signing.clone().acquire_owned()).await;
         let Ok(Ok(room)) = room else { return Err(Status::resource_exhausted("too many certificates at once: wait")) };
@@ -83,7 +93,7 @@ impl Mesh for Server {
             }
             Ok(Err(error)) => {
                 count(&self.known.counters.sign_refused);
-                tracing::warn!(%error, "no certificate");
+                tracing::warn!(%error, ?address, "no certificate signed");
                 Err(refusal(&error))
             }
             Err(_) => Err(Status::internal("signing failed")),
@@ -93,17 +103,17 @@ impl Mesh for Server {
     type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
-        let (caller, address) = caller(&request)?;
+        let (caller, address) = caller(&request, &self.known)?;
         let seat = self.known.enter(&caller.pod, &caller.id, Some(address));
         let seat = seat.ok_or_else(|| Status::resource_exhausted("this pod has several streams already"))?;
         let requests = request.into_inner();
         // Two messages: one on its way and one behind it.
         let (out, stream) = mpsc::channel(2);
-        let worlds = self.worlds.clone();
+        let (worlds, siblings) = (self.worlds.clone(), self.siblings.clone());
         tokio::spawn(async move {
             let pod = caller.pod.clone();
             tracing::debug!(pod = %pod.name, namespace = %pod.namespace, %address, "stream begins");
-            if let Err(status) = session::run(caller, seat, requests, out.clone(), worlds).await {
+            if let Err(status) = session::run(caller, seat, requests, out.clone(), worlds, siblings).await {
                 tracing::debug!(pod = %pod.name, namespace = %pod.namespace, why = status.message(), "stream ends");
                 // Without room there is nobody who would read it.
                 let _ = out.try_send(Err(status));
@@ -113,14 +123,21 @@ impl Mesh for Server {
     }
 
     async fn report(&self, request: Request<Streaming<ReportRequest>>) -> Result<Response<ReportResponse>, Status> {
-        let (caller, _) = caller(&request)?;
+        let (caller, _) = caller(&request, &self.known)?;
+        let seat = self.edges.enter(&caller.pod);
+        let _seat = seat.ok_or_else(|| Status::resource_exhausted("this pod reports too often"))?;
+        let mut pace = tokio::time::interval(REPORTS);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reports = request.into_inner();
         while let Some(report) = reports.message().await? {
             if !caller.counts(SystemTime::now()) {
                 return Err(Status::unauthenticated("the certificate of this connection has ended"));
             }
+            pace.tick().await;
             count(&self.known.counters.reports);
-            self.edges.add(&caller, report.edges);
+            let current = self.worlds.borrow().clone();
+            let workload = current.view.workload(&caller.pod, &caller.id).unwrap_or(&caller.pod.name);
+            add(&self.known.counters.edges_dropped, self.edges.add(&caller, workload, report.edges));
         }
         Ok(Response::new(ReportResponse {}))
     }

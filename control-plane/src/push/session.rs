@@ -3,12 +3,14 @@
 //! nothing for a minute is cut off, as is one whose certificate has ended.
 
 use super::delta::{Delta, Had};
+use super::siblings::{Siblings, Uses};
 use crate::identity::Caller;
+use crate::scope::Wanted;
 use crate::status::Seat;
 use crate::world::Current;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant as Moment, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
@@ -27,6 +29,9 @@ pub struct Session {
     seat: Seat,
     had: Had,
     subscriptions: BTreeSet<String>,
+    siblings: Arc<Siblings>,
+    /// From when the pod's workload is known.
+    uses: Option<Uses>,
     /// The first Subscribe has come.
     begun: bool,
     /// A Subscribe waits for its answer.
@@ -42,11 +47,11 @@ pub async fn run(
     mut requests: Streaming<WatchRequest>,
     out: Out,
     mut worlds: watch::Receiver<Arc<Current>>,
+    siblings: Arc<Siblings>,
 ) -> Result<(), Status> {
-    let first = tokio::time::timeout(FIRST_MESSAGE, requests.message()).await;
-    let first = first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??;
-    let mut session = match first.and_then(|m| m.kind) {
-        Some(Kind::Hello(hello)) => Session::new(caller, seat, hello)?,
+    let first = tokio::time::timeout(FIRST_MESSAGE, first(&mut requests)).await;
+    let mut session = match first.map_err(|_| Status::deadline_exceeded("no hello within 10 s"))?? {
+        Some(Kind::Hello(hello)) => Session::new(caller, seat, hello, siblings)?,
         _ => return Err(Status::invalid_argument("a stream begins with hello")),
     };
     let life = session.caller.not_after.duration_since(SystemTime::now()).unwrap_or_default();
@@ -90,14 +95,34 @@ pub async fn run(
     }
 }
 
+/// The first message that is understood; one of a newer proxy may come before it.
+async fn first(requests: &mut Streaming<WatchRequest>) -> Result<Option<Kind>, Status> {
+    while let Some(message) = requests.message().await? {
+        if message.kind.is_some() {
+            return Ok(message.kind);
+        }
+    }
+    Ok(None)
+}
+
 impl Session {
-    fn new(caller: Arc<Caller>, seat: Seat, hello: Hello) -> Result<Self, Status> {
+    fn new(caller: Arc<Caller>, seat: Seat, hello: Hello, siblings: Arc<Siblings>) -> Result<Self, Status> {
         if hello.have.len() > 3 * MAX_SUBSCRIPTIONS || hello.have.iter().any(|(n, v)| n.len().max(v.len()) > MAX_NAME) {
             return Err(Status::invalid_argument("hello has more than a proxy can have"));
         }
         seat.hello(&hello.version, &hello.have);
         let had = Had::new(hello.have);
-        Ok(Self { caller, seat, had, subscriptions: BTreeSet::new(), begun: false, answer: false, due: false })
+        Ok(Self {
+            caller,
+            seat,
+            had,
+            subscriptions: BTreeSet::new(),
+            siblings,
+            uses: None,
+            begun: false,
+            answer: false,
+            due: false,
+        })
     }
 
     fn hear(&mut self, message: WatchRequest) -> Result<(), Status> {
@@ -131,13 +156,23 @@ impl Session {
     }
 
     fn difference(&mut self, current: &Current) -> Result<Option<Delta>, Status> {
-        let wanted = current.view.wanted(&self.caller.pod, &self.caller.id, &self.subscriptions);
-        let wanted = wanted.map_err(|other| {
-            let pod = &self.caller.pod;
-            let why = format!("pod {}/{} is {}, not {}", pod.namespace, pod.name, other.expected, self.caller.id);
-            tracing::warn!("{why}");
-            Status::permission_denied(why)
-        })?;
+        let mut wanted = self.wanted(current)?;
+        if self.uses.is_none()
+            && let Some(owner) = current.view.owner(&self.caller.pod).filter(|_| wanted.placed)
+        {
+            let workload = (self.caller.id.clone(), owner);
+            let ahead = self.siblings.ahead(&workload, Moment::now());
+            self.uses = Some(Uses::new(&self.siblings, workload));
+            // Who asks for everything needs nothing ahead, and who comes back knows already what it calls.
+            if !ahead.is_empty() && !self.subscriptions.iter().any(|name| name == "*" || is_destination(name)) {
+                self.subscriptions.extend(ahead);
+                wanted = self.wanted(current)?;
+            }
+        }
+        if let Some(uses) = &mut self.uses {
+            let leads = |name: &&str| wanted.pieces.contains_key(*name) && is_destination(name);
+            uses.are(self.subscriptions.iter().map(String::as_str).filter(leads), Moment::now());
+        }
         let delta = self.had.delta(&wanted, self.answer);
         (self.answer, self.due) = (false, false);
         if let Some(delta) = &delta {
@@ -145,4 +180,18 @@ impl Session {
         }
         Ok(delta)
     }
+
+    fn wanted(&self, current: &Current) -> Result<Wanted, Status> {
+        let wanted = current.view.wanted(&self.caller.pod, &self.caller.id, &self.subscriptions);
+        wanted.map_err(|other| {
+            let pod = &self.caller.pod;
+            let why = format!("pod {}/{} is {}, not {}", pod.namespace, pod.name, other.expected, self.caller.id);
+            tracing::warn!("{why}");
+            Status::permission_denied(why)
+        })
+    }
+}
+
+fn is_destination(name: &str) -> bool {
+    name.starts_with("host/") || name.starts_with("address/")
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod raw;
+
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -52,6 +54,9 @@ pub fn serve(manifests: &TempDir, state: &TempDir, lifetime: Duration) -> Serve 
         trust_domain: TrustDomain::parse(DOMAIN).unwrap(),
         namespace: "demo".into(),
         leaf_lifetime: lifetime,
+        mesh_range: Vec::new(),
+        otlp: None,
+        sampling: 1.0,
         log: "info".into(),
     }
 }
@@ -112,6 +117,12 @@ impl Control {
         expect: &str,
     ) -> Result<MeshClient<Channel>, tonic::transport::Error> {
         connect(self.running.address, self.bundle(), identity, expect).await
+    }
+
+    /// For messages that are bytes.
+    pub async fn channel(&self, identity: Option<&Identity>) -> Channel {
+        let config = client_config(self.bundle(), identity, SERVER);
+        channel(self.running.address, config).await.unwrap()
     }
 
     pub async fn admin(&self, path: &str) -> (u16, String) {
@@ -177,9 +188,13 @@ pub async fn connect(
     identity: Option<&Identity>,
     expect: &str,
 ) -> Result<MeshClient<Channel>, tonic::transport::Error> {
+    Ok(MeshClient::new(channel(at, client_config(bundle, identity, expect)).await?))
+}
+
+fn client_config(bundle: TrustBundle, identity: Option<&Identity>, expect: &str) -> Arc<ClientConfig> {
     let expect = Expect::id(SpiffeId::parse(expect).unwrap());
     let bundle = Arc::new(bundle);
-    let config = match identity {
+    match identity {
         Some(identity) => {
             let material = Material { identity: identity.clone(), bundle, generation: 1 };
             weft_tls::mesh_client(&material, expect, &[b"h2"]).unwrap()
@@ -192,8 +207,7 @@ pub async fn connect(
             send_sni: false,
         })
         .unwrap(),
-    };
-    Ok(MeshClient::new(channel(at, config).await?))
+    }
 }
 
 async fn channel(at: SocketAddr, config: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
@@ -343,7 +357,10 @@ pub fn by_hand(objects: &Objects) -> (World, Ledger) {
                 let id = format!("spiffe://{DOMAIN}/ns/{}/sa/{account}", object.namespace);
                 let pod = Pod {
                     identity: SpiffeId::parse(&id).unwrap(),
-                    workload: Workload::default(),
+                    workload: Workload {
+                        name: spec["owner"].as_str().unwrap_or(&object.name).into(),
+                        ..Workload::default()
+                    },
                     labels: object.labels.clone(),
                     document: spec["document"].clone(),
                 };

@@ -8,13 +8,19 @@ use crate::reader::{Field, Reader};
 use crate::world::{self, PodId};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use weft_policy::diag::Severity;
 use weft_policy::doc;
 use weft_policy::id::SpiffeId;
 use weft_policy::meta::Workload;
+use weft_policy::telemetry::Tracing;
 
 pub const SIDECAR: &str = "weft.dev/sidecar";
+/// Of a pod in a network that redirects nothing, as in a lab without namespaces: `8080=127.0.0.1:18001` says where its app
+/// listens in the place of each port. Its sidecar listens at the pod's address itself.
+pub const LISTENS: &str = "weft.dev/listens";
+/// Where a sidecar's app finds it.
+const OUTBOUND: u16 = 15001;
 
 #[derive(Clone, Debug)]
 pub struct Pod {
@@ -32,6 +38,8 @@ pub struct Pod {
     pub workload: Workload,
     /// Of pods with a sidecar.
     pub identity: Option<SpiffeId>,
+    /// Where its apps listen, if nothing is redirected to its sidecar.
+    pub listens: Option<Vec<(u16, SocketAddr)>>,
 }
 
 impl Pod {
@@ -88,6 +96,19 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         },
         _ => None,
     };
+    let listens = object.annotations.get(LISTENS).map(|text| {
+        let words = text.split(',').filter(|word| !word.is_empty());
+        let read = |word: &str| {
+            let (port, app) = word.split_once('=')?;
+            Some((port.trim().parse().ok()?, app.trim().parse().ok()?))
+        };
+        let apps: Vec<Option<(u16, SocketAddr)>> = words.map(read).collect();
+        if apps.contains(&None) {
+            let message = format!("{LISTENS}: {text:?} is not PORT=ADDRESS:PORT,..., as in 8080=127.0.0.1:18001");
+            reader.finding(Severity::Error, None, "metadata.annotations", message, "");
+        }
+        apps.into_iter().flatten().collect()
+    });
     let pod = Pod {
         object: object.reference(),
         id: uid.unwrap_or_else(|| format!("{}/{}", object.namespace, object.name)),
@@ -99,6 +120,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         ports,
         workload,
         identity,
+        listens,
     };
     b.pods.insert(PodId { namespace: object.namespace.clone(), name: object.name.clone() }, pod);
 }
@@ -182,6 +204,14 @@ impl<'p> ByLabel<'p> {
     }
 }
 
+fn telemetry(tracing: &Tracing) -> Value {
+    let mut out = json!({"accessLog": "json", "names": ["istio", "linkerd"]});
+    if let Some(otlp) = &tracing.otlp {
+        out["tracing"] = json!({"otlp": otlp, "samplingPercent": f64::from(tracing.sampling_per_10k) / 100.0});
+    }
+    out
+}
+
 /// What each pod's own sidecar is told.
 pub fn documents(b: &Builder<'_>, ledger: &mut Ledger) -> BTreeMap<PodId, world::Pod> {
     let by_label = ByLabel::new(&b.pods);
@@ -207,16 +237,50 @@ pub fn documents(b: &Builder<'_>, ledger: &mut Ledger) -> BTreeMap<PodId, world:
             if let Some(protocols) = protocols.get(id).filter(|p| !p.is_empty()) {
                 inbound["ports"] = json!(protocols);
             }
+            let mut outbound = json!({"name": "out", "role": "outbound", "address": format!("[::]:{OUTBOUND}")});
+            if !b.options.mesh_ranges.is_empty() {
+                outbound["meshRanges"] = json!(b.options.mesh_ranges);
+            }
+            let mut listeners = Vec::new();
+            match pod.listens.as_ref().zip(pod.ips.first()) {
+                None => {
+                    outbound["originalDst"] = json!(true);
+                    listeners.extend([outbound, inbound]);
+                }
+                Some((apps, ip)) => {
+                    outbound["address"] = json!(SocketAddr::new(*ip, OUTBOUND).to_string());
+                    listeners.push(outbound);
+                    for (port, app) in apps {
+                        let mut own = inbound.clone();
+                        own["name"] = json!(format!("in-{port}"));
+                        own["address"] = json!(SocketAddr::new(*ip, *port).to_string());
+                        own["app"] = json!(app.to_string());
+                        if let Some(own) = own.as_object_mut() {
+                            own.remove("originalDst");
+                        }
+                        listeners.push(own);
+                    }
+                }
+            }
             let document = json!({
                 "workload": workload_document(&pod.workload),
-                "telemetry": {"accessLog": "json", "names": ["istio", "linkerd"]},
-                "listeners": [
-                    {"name": "out", "role": "outbound", "address": "[::]:15001", "originalDst": true},
-                    inbound,
-                ],
+                "telemetry": telemetry(&b.options.tracing),
+                "listeners": listeners,
             });
             let pod = world::Pod { identity, workload: pod.workload.clone(), labels: pod.labels.clone(), document };
             (id.clone(), pod)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_made_where_somebody_takes_them() {
+        assert!(telemetry(&Tracing::default()).get("tracing").is_none());
+        let tracing = Tracing { otlp: Some("http://a:4317".into()), sampling_per_10k: 50, ..Tracing::default() };
+        assert_eq!(telemetry(&tracing)["tracing"], json!({"otlp": "http://a:4317", "samplingPercent": 0.5}));
+    }
 }

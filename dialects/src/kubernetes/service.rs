@@ -106,7 +106,8 @@ fn port(field: &Field<'_>) -> Option<(u16, Port)> {
     Some((number, Port { name, protocol, target, endpoints: Vec::new() }))
 }
 
-fn protocol(number: u16, name: &str, app_protocol: Option<&str>) -> &'static str {
+/// What a port of a Service speaks: http, http1, http2, grpc, tcp, or detect.
+pub fn protocol(number: u16, name: &str, app_protocol: Option<&str>) -> &'static str {
     let declared = app_protocol.map(str::to_ascii_lowercase);
     let declared = declared.and_then(|p| word(&p));
     let named = || match name {

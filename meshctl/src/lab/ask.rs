@@ -26,7 +26,11 @@ pub struct Door {
 
 impl Door {
     pub fn control(lab: &Lab) -> Self {
-        Self { name: "the control plane".into(), netns: Netns::hub(&lab.id), at: (Ipv4Addr::LOCALHOST, ADMIN).into() }
+        Self {
+            name: "the control plane".into(),
+            netns: Netns::hub(lab),
+            at: (lab.admin_at(lab.network.hub()), ADMIN).into(),
+        }
     }
 
     /// Of a pod as `ps.json` has it.
@@ -37,7 +41,10 @@ impl Door {
             return Err(Error::new(format!("{name} has no sidecar"), hint));
         }
         let netns = Netns::named(pod["netns"].as_str().unwrap_or_default());
-        Ok(Self { name: format!("the sidecar of {name}"), netns, at: (Ipv4Addr::LOCALHOST, SIDECAR).into() })
+        // In a network of its own it is on that one's loopback.
+        let own = pod["address"].as_str().and_then(|a| a.parse().ok()).filter(|_| netns.is_the_machines());
+        let at = (own.unwrap_or(Ipv4Addr::LOCALHOST), SIDECAR).into();
+        Ok(Self { name: format!("the sidecar of {name}"), netns, at })
     }
 
     /// The body of an answer of 2xx.

@@ -1,7 +1,8 @@
 //! Taking a lab away: whatever runs in its namespaces, the namespaces, its folder. Also one whose own process was killed.
 
-use super::net::{self, Netns};
-use super::process::{Recorded, kill};
+use super::check;
+use super::net::Netns;
+use super::process::{Recorded, kill, strays};
 use super::record::{self, Lab};
 use serde_json::Value;
 use std::time::Duration;
@@ -16,6 +17,7 @@ pub async fn dead() -> Vec<String> {
     for folder in record::unfinished() {
         let _ = std::fs::remove_dir_all(folder);
     }
+    check::sweep();
     cleaned
 }
 
@@ -24,9 +26,9 @@ pub async fn remove(lab: &Lab) {
     for process in recorded(&lab.status().unwrap_or_default()) {
         process.kill();
     }
-    let all = Netns::of_lab(&lab.id);
+    let all = Netns::of_lab(lab);
     for _ in 0..50 {
-        let left: Vec<i32> = all.iter().flat_map(Netns::processes).collect();
+        let left: Vec<i32> = all.iter().flat_map(Netns::processes).chain(strays(&lab.id)).collect();
         if left.is_empty() {
             break;
         }
@@ -34,9 +36,9 @@ pub async fn remove(lab: &Lab) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for ns in &all {
-        net::remove(ns).await;
+        ns.remove().await;
     }
-    if Netns::of_lab(&lab.id).is_empty() {
+    if Netns::of_lab(lab).is_empty() {
         let _ = std::fs::remove_dir_all(&lab.folder);
         // The home goes with its last lab, if nobody else has put anything there.
         let _ = std::fs::remove_dir(record::home());

@@ -1,7 +1,8 @@
 //! The lab's control plane, in the hub, and what a sidecar needs to find it.
 
 use super::image::ours;
-use super::net::{HUB, Netns};
+use super::isolation::Isolation;
+use super::net::{Netns, SIDECAR};
 use super::pod::Plan;
 use super::probe::{Ready, Resolved};
 use super::process::{Inside, path};
@@ -39,18 +40,21 @@ impl Control {
     pub async fn start(lab: &Lab, hub: &Netns, manifests: &Path, args: &[String]) -> Result<Self> {
         let (program, proxy) = Self::programs()?;
         let (state, root) = (lab.folder.join("control"), lab.folder.join("root.pem"));
-        let inside =
-            Inside { netns: hub.clone(), etc: lab.folder.join("etc").join("control"), hostname: "control".into() };
+        let mut inside = Inside::of(lab, hub.clone(), "control", "control", lab.network.hub());
+        inside.proxy = None;
         inside.write("", "127.0.0.1 localhost\n").during("the control plane's files")?;
         let mut argv = vec![path(&program), "--dir".into(), path(manifests), "--dir".into(), path(&lab.pods())];
-        argv.extend(["--listen".into(), format!("{HUB}:{PORT}"), "--state".into(), path(&state)]);
-        argv.extend(["--admin".into(), format!("127.0.0.1:{ADMIN}")]);
+        argv.extend(["--listen".into(), format!("{}:{PORT}", lab.network.hub()), "--state".into(), path(&state)]);
+        argv.extend(["--admin".into(), format!("{}:{ADMIN}", lab.admin_at(lab.network.hub()))]);
+        // Of pods, and of services that name none.
+        let ranges = lab.network.ranges();
+        argv.extend(ranges.iter().flat_map(|range| ["--mesh-range".into(), range.clone()]));
         argv.extend_from_slice(args);
         let log = lab.logs().join("control.log");
         let unit = Unit {
             name: "control".into(),
             inside,
-            address: HUB,
+            address: lab.network.hub(),
             group: None,
             argv,
             env: Vec::new(),
@@ -98,13 +102,23 @@ impl Control {
     }
 
     /// A sidecar's command, and the one that makes it a fresh join token: one is good for one use.
-    pub fn sidecar_command(&self, plan: &Plan, state: &Path) -> Result<(Vec<String>, (Vec<String>, PathBuf))> {
+    pub fn sidecar_command(
+        &self,
+        plan: &Plan,
+        lab: &Lab,
+        state: &Path,
+    ) -> Result<(Vec<String>, (Vec<String>, PathBuf))> {
         std::fs::create_dir_all(state).during("the sidecar's state")?;
         let token = state.join("token");
         let namespace = &plan.workload.namespace;
-        let mut argv = vec![path(&self.proxy), "--control".into(), format!("{HUB}:{PORT}")];
+        let mut argv = vec![path(&self.proxy), "--control".into(), format!("{}:{PORT}", lab.network.hub())];
         argv.extend(["--trust-root".into(), path(&self.root), "--token-file".into(), path(&token)]);
         argv.extend(["--pod".into(), format!("{namespace}/{}", plan.name), "--state".into(), path(state)]);
+        argv.extend(["--admin".into(), format!("{}:{SIDECAR_ADMIN}", lab.admin_at(plan.address))]);
+        if lab.isolation == Isolation::Userns {
+            // There is no second group that its traffic could be told by.
+            argv.extend(["--mark".into(), SIDECAR.to_string()]);
+        }
         let mut make = vec![path(&self.program), "token".into(), "--state".into(), path(&self.state)];
         make.extend(["--namespace".into(), namespace.clone(), "--pod".into(), plan.name.clone()]);
         make.extend(["--service-account".into(), plan.template().service_account.clone()]);

@@ -61,7 +61,8 @@ impl Forward {
     }
 }
 
-fn target(view: &View, namespace: &str, name: &str, port: u16, turn: usize) -> Option<SocketAddr> {
+/// One of the pods that answer at a Service's port.
+pub fn target(view: &View, namespace: &str, name: &str, port: u16, turn: usize) -> Option<SocketAddr> {
     let service = view.service(namespace, name)?;
     let port = service.ports.iter().find(|p| p.number == port && !p.udp)?;
     let pods: Vec<SocketAddr> =

@@ -2,6 +2,7 @@
 
 use super::inject::{self, Mesh, Namespace};
 use super::manifest::json;
+use super::net::Network;
 use super::pod::{Phase, Plan, Status};
 use super::workload::{Kind, Workload, workloads};
 use std::collections::BTreeMap;
@@ -57,6 +58,9 @@ fn pod(workload: &Workload, replica: u32, n: u16, meshed: bool) -> Option<Object
         uid: format!("{}/{name}", workload.namespace),
         name,
         n,
+        address: Network::PODS.address(n),
+        host_address: Network::PODS.hub(),
+        ports: Vec::new(),
         meshed,
         programs: Vec::new(),
         environment: Vec::new(),

@@ -4,7 +4,9 @@
 //! the same. A pod reaches every other one by way of the hub, as through the node in a cluster: that is where services'
 //! addresses are translated (`service.rs`), and where the control plane and DNS listen.
 
-use crate::error::{During, Error, Result};
+use super::isolation::Isolation;
+use super::record::Lab;
+use crate::error::{During, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fmt::Write as _;
 use std::fs::File;
@@ -15,35 +17,72 @@ use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+/// Where `ip netns` keeps them.
+const NAMED: &str = "/run/netns";
+
 /// The hub's own address; the pods' are in the same /16.
 pub const HUB: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 
 /// Whatever runs with this group is a sidecar, and its traffic is not redirected. The group and not the user, so that the
-/// program can be read wherever it lies.
-pub const SIDECAR_GROUP: u32 = 1337;
+/// program can be read wherever it lies. Where there is only one group, sidecars mark their connections with it.
+pub const SIDECAR: u32 = 1337;
+/// What a sidecar dials its own app from.
+const TO_ITS_APP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 pub const OUTBOUND: u16 = 15001;
 pub const INBOUND: u16 = 15006;
 /// The sidecar's own ports on the pod's address.
 pub const SIDECAR_PORTS: [u16; 4] = [INBOUND, 15020, 15021, 15090];
 
-/// The address of the nth pod.
-pub fn address(n: u16) -> Ipv4Addr {
-    let [high, low] = n.to_be_bytes();
-    // 10.244.0.x stays the hub's, and no address ends in 0 or 255.
-    Ipv4Addr::new(10, 244, 1 + high * 2 + low / 128, 1 + low % 128)
+/// The first half of a lab's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(pub [u8; 2]);
+
+impl Network {
+    /// In namespaces all labs have the same.
+    pub const PODS: Self = Self([10, 244]);
+
+    pub fn hub(self) -> Ipv4Addr {
+        Ipv4Addr::new(self.0[0], self.0[1], 0, 1)
+    }
+
+    /// Its pods', and those of services that name no address.
+    pub fn ranges(self) -> [String; 2] {
+        [format!("{}.{}.0.0/16", self.0[0], self.0[1]), "10.96.0.0/12".into()]
+    }
+
+    /// The address of the nth pod.
+    pub fn address(self, n: u16) -> Ipv4Addr {
+        let [high, low] = n.to_be_bytes();
+        // The third zero stays the hub's, and no address ends in 0 or 255.
+        Ipv4Addr::new(self.0[0], self.0[1], 1 + high * 2 + low / 128, 1 + low % 128)
+    }
 }
 
-/// A network namespace of the lab.
+/// A network namespace of the lab: by its name where `ip netns` has them, else by the file that stands for it. An empty one is
+/// the machine's own network, where pods are kept apart by addresses alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Netns(String);
 
 impl Netns {
-    pub fn hub(lab: &str) -> Self {
-        Self(format!("weft-{lab}"))
+    pub fn hub(lab: &Lab) -> Self {
+        Self::of(lab, None)
     }
 
-    pub fn pod(lab: &str, n: u16) -> Self {
-        Self(format!("weft-{lab}-{n}"))
+    pub fn pod(lab: &Lab, n: u16) -> Self {
+        Self::of(lab, Some(n))
+    }
+
+    fn of(lab: &Lab, pod: Option<u16>) -> Self {
+        let number = pod.map(|n| format!("-{n}")).unwrap_or_default();
+        Self(match lab.isolation {
+            Isolation::Netns => format!("weft-{}{number}", lab.id),
+            // Without root nothing can be made in /run/netns.
+            Isolation::Userns => {
+                let file = pod.map_or("hub".into(), |n| format!("pod-{n}"));
+                lab.namespaces().join(file).to_string_lossy().into_owned()
+            }
+            Isolation::Loopback => String::new(),
+        })
     }
 
     /// One that a lab has written down.
@@ -52,24 +91,62 @@ impl Netns {
     }
 
     /// All that a lab has, whatever was recorded.
-    pub fn of_lab(lab: &str) -> Vec<Self> {
-        let hub = Self::hub(lab).0;
-        let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
-        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter(|n| n.strip_prefix(&hub).is_some_and(|r| r.is_empty() || r.starts_with('-'))).map(Self).collect()
+    pub fn of_lab(lab: &Lab) -> Vec<Self> {
+        let inside = |folder: &Path| {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.path().to_str().map(String::from)).collect::<Vec<_>>()
+        };
+        match lab.isolation {
+            Isolation::Netns => {
+                let hub = format!("weft-{}", lab.id);
+                let names =
+                    inside(Path::new(NAMED)).into_iter().filter_map(|p| Some(p.rsplit_once('/')?.1.to_string()));
+                let own = |n: &String| n.strip_prefix(&hub).is_some_and(|r| r.is_empty() || r.starts_with('-'));
+                names.filter(own).map(Self).collect()
+            }
+            Isolation::Userns => inside(&lab.namespaces()).into_iter().map(Self).collect(),
+            Isolation::Loopback => Vec::new(),
+        }
     }
 
+    /// As `ip` does: what has a slash is a path.
     pub fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
+        Path::new(NAMED).join(&self.0)
     }
 
     pub fn name(&self) -> &str {
         &self.0
     }
 
+    pub fn is_the_machines(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    async fn create(&self) -> Result<()> {
+        if !self.0.contains('/') {
+            return run(None, &["ip", "netns", "add", &self.0], "").await;
+        }
+        std::fs::write(&self.0, "").during(&self.0)?;
+        // The file stands for the namespace, also when nothing runs in it.
+        run(None, &["unshare", &format!("--net={}", self.0), "true"], "").await
+    }
+
+    /// Takes it away, with whatever is in it.
+    pub async fn remove(&self) {
+        if !self.0.contains('/') {
+            let _ = run(None, &["ip", "netns", "delete", &self.0], "").await;
+            return;
+        }
+        let _ = run(None, &["umount", &self.0], "").await;
+        let _ = std::fs::remove_file(&self.0);
+    }
+
     /// Everything that runs inside.
     pub fn processes(&self) -> Vec<i32> {
         use std::os::unix::fs::MetadataExt;
+        if self.is_the_machines() {
+            return Vec::new();
+        }
         let Ok(own) = std::fs::metadata(self.path()) else { return Vec::new() };
         let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -84,10 +161,11 @@ impl Netns {
         &self,
         f: impl FnOnce() -> std::io::Result<T> + Send + 'static,
     ) -> std::io::Result<T> {
-        let file = File::open(self.path())?;
+        let file = if self.is_the_machines() { None } else { Some(File::open(self.path())?) };
         let (done, outcome) = tokio::sync::oneshot::channel();
         std::thread::Builder::new().name("inside".into()).spawn(move || {
-            let entered = move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network));
+            let enter = |file: &File| move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network));
+            let entered = file.as_ref().map_or(Ok(()), enter);
             let _ = done.send(entered.map_err(Into::into).and_then(|()| f()));
         })?;
         outcome.await.unwrap_or_else(|_| Err(std::io::Error::other("the thread ended early")))
@@ -108,9 +186,11 @@ impl Netns {
     }
 
     pub async fn nft(&self, script: &str) -> Result<()> {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.0, "nft", "-f", "-"]);
-        feed(command, script, "nft").await
+        run(Some(self), &["nft", "-f", "-"], script).await
+    }
+
+    async fn ip(&self, script: &str) -> Result<()> {
+        run(Some(self), &["ip", "-batch", "-"], script).await
     }
 }
 
@@ -138,20 +218,14 @@ fn listener(line: &str) -> Option<SocketAddr> {
 
 /// The hub, before any pod.
 pub async fn create_hub(hub: &Netns) -> Result<()> {
-    ip(None, &format!("netns add {}\n", hub.name())).await.map_err(|e| {
-        Error::new(
-            format!("no network namespace can be made: {e}"),
-            "run as root, outside of a container without privileges",
-        )
-    })?;
-    ip(Some(hub), &format!("link set lo up\naddress add {HUB}/32 dev lo\n")).await?;
+    hub.create().await?;
+    hub.ip(&format!("link set lo up\naddress add {HUB}/32 dev lo\n")).await?;
     hub.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).await.during("switching on forwarding")
 }
 
 /// A pod's namespace, its cable and its way to everything else.
-pub async fn create_pod(hub: &Netns, pod: &Netns, n: u16) -> Result<()> {
-    let address = address(n);
-    ip(None, &format!("netns add {}\n", pod.name())).await?;
+pub async fn create_pod(hub: &Netns, pod: &Netns, n: u16, address: Ipv4Addr) -> Result<()> {
+    pod.create().await?;
     let cable = format!(
         "link add p{n} type veth peer name eth0 netns {}\nlink set p{n} up\nroute add {address}/32 dev p{n}\n",
         pod.name()
@@ -160,8 +234,8 @@ pub async fn create_pod(hub: &Netns, pod: &Netns, n: u16) -> Result<()> {
         "link set lo up\naddress add {address}/32 dev eth0\nlink set eth0 up\nroute add {HUB} dev eth0 scope link\n\
          route add default via {HUB}\n"
     );
-    ip(Some(hub), &cable).await?;
-    ip(Some(pod), &inside).await?;
+    hub.ip(&cable).await?;
+    pod.ip(&inside).await?;
     // What is redirected to loopback, and answers from it, must not be dropped as martian.
     pod.inside(|| std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1")).await.during("route_localnet")
 }
@@ -187,7 +261,8 @@ impl Excluded {
 }
 
 /// What makes a namespace a meshed pod's: everything the app sends or is sent goes through the sidecar. Not what goes over
-/// loopback or to the pod itself, not DNS, and not what the sidecar itself sends.
+/// loopback or to the pod itself, not to the lab's own hub, not DNS, and not what the sidecar itself sends; but if that calls
+/// its own pod through a Service, it arrives at itself, so that the app is reached as by any other caller.
 pub fn redirection(excluded: &Excluded) -> String {
     let set = |ports: &mut dyn Iterator<Item = u16>| ports.map(|p| p.to_string()).collect::<Vec<_>>().join(", ");
     let outbound = set(&mut [53].into_iter().chain(excluded.outbound.iter().copied()));
@@ -195,8 +270,12 @@ pub fn redirection(excluded: &Excluded) -> String {
     let mut script = String::from("table ip weft {\n");
     let _ = write!(
         script,
-        "chain output {{ type nat hook output priority -100; policy accept;\n\
-         meta skgid {SIDECAR_GROUP} return\nmeta skuid {SIDECAR_GROUP} return\noifname \"lo\" return\n\
+        "chain sidecar {{\n\
+         oifname != \"lo\" return\nip saddr {TO_ITS_APP} return\nip daddr 127.0.0.0/8 return\n\
+         tcp dport {{ {inbound} }} return\nmeta l4proto tcp redirect to :{INBOUND}\n}}\n\
+         chain output {{ type nat hook output priority -100; policy accept;\n\
+         meta skgid {SIDECAR} goto sidecar\nmeta skuid {SIDECAR} goto sidecar\nmeta mark {SIDECAR} goto sidecar\n\
+         oifname \"lo\" return\nip daddr {HUB} return\n\
          tcp dport {{ {outbound} }} return\nmeta l4proto tcp redirect to :{OUTBOUND}\n}}\n\
          chain prerouting {{ type nat hook prerouting priority -100; policy accept;\n\
          tcp dport {{ {inbound} }} return\nmeta l4proto tcp redirect to :{INBOUND}\n}}\n"
@@ -204,21 +283,12 @@ pub fn redirection(excluded: &Excluded) -> String {
     script + "}\n"
 }
 
-/// Takes a namespace away, with whatever is in it.
-pub async fn remove(ns: &Netns) {
-    let _ = ip(None, &format!("netns delete {}\n", ns.name())).await;
-}
-
-async fn ip(inside: Option<&Netns>, script: &str) -> Result<()> {
-    let mut command = Command::new("ip");
-    if let Some(ns) = inside {
-        command.args(["-n", ns.name()]);
-    }
-    command.args(["-batch", "-"]);
-    feed(command, script, "ip").await
-}
-
-async fn feed(mut command: Command, script: &str, program: &str) -> Result<()> {
+async fn run(inside: Option<&Netns>, words: &[&str], script: &str) -> Result<()> {
+    let program = words.first().copied().unwrap_or_default();
+    let enter = inside.map(|ns| ["nsenter".to_string(), format!("--net={}", ns.path().display()), "--".into()]);
+    let words: Vec<String> = enter.into_iter().flatten().chain(words.iter().map(|w| w.to_string())).collect();
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     // Ctrl-C is for the lab; it ends its helpers in its own time.
     command.process_group(0);
@@ -239,7 +309,9 @@ mod tests {
 
     #[test]
     fn addresses_are_unlike_each_other() {
-        let all: std::collections::BTreeSet<Ipv4Addr> = (0..2000).map(address).collect();
+        let network = Network::PODS;
+        assert_eq!(network.hub(), HUB);
+        let all: std::collections::BTreeSet<Ipv4Addr> = (0..2000).map(|n| network.address(n)).collect();
         assert_eq!(all.len(), 2000);
         assert!(all.iter().all(|a| a.octets()[..2] == [10, 244] && ![0, 255].contains(&a.octets()[3]) && *a != HUB));
     }

@@ -3,7 +3,9 @@
 use super::control::Control;
 use super::environment::{self, Facts};
 use super::image::Program;
-use super::net::{self, Excluded, HUB, Netns, SIDECAR_GROUP};
+use super::isolation::Isolation;
+use super::loopback::{self, Front};
+use super::net::{self, Excluded, Netns, SIDECAR};
 use super::probe::{Ready, Resolved};
 use super::process::{Inside, Recorded, kill};
 use super::record::Lab;
@@ -28,6 +30,10 @@ pub struct Plan {
     pub uid: String,
     /// Its place in the network.
     pub n: u16,
+    pub address: Ipv4Addr,
+    pub host_address: Ipv4Addr,
+    /// Where its programs listen in the place of their ports, where pods share a network.
+    pub ports: Vec<(u16, u16)>,
     pub meshed: bool,
     pub programs: Vec<Program>,
     pub environment: Vec<Vec<(String, String)>>,
@@ -85,6 +91,7 @@ pub struct Context {
     pub hub: Netns,
     /// None in a lab without a mesh.
     pub control: Option<Control>,
+    pub view: watch::Receiver<Arc<service::View>>,
     pub reports: mpsc::UnboundedSender<(String, Status)>,
 }
 
@@ -94,17 +101,13 @@ impl Plan {
         format!("{}.{}", self.workload.namespace, self.name)
     }
 
-    pub fn address(&self) -> Ipv4Addr {
-        net::address(self.n)
-    }
-
     pub fn template(&self) -> &Template {
         &self.workload.template
     }
 
     /// Looks up what the containers' environments refer to.
     pub fn environment(&mut self, objects: &Objects) -> Result<(), String> {
-        let (ip, host_ip) = (self.address().to_string(), HUB.to_string());
+        let (ip, host_ip) = (self.address.to_string(), self.host_address.to_string());
         let template = &self.workload.template;
         let facts = Facts {
             name: &self.name,
@@ -128,7 +131,7 @@ impl Plan {
             namespace: self.workload.namespace.clone(),
             name: self.name.clone(),
             subdomain: template.subdomain.clone(),
-            address: self.address(),
+            address: self.address,
             labels: template.labels.clone(),
             ports: ports.filter_map(|p| Some((p.name.clone()?, p.number))).collect(),
             ready,
@@ -141,6 +144,10 @@ impl Plan {
         let mut annotations = template.annotations.clone();
         if self.meshed {
             annotations.insert("weft.dev/sidecar".into(), "true".into());
+        }
+        if !self.ports.is_empty() || self.address.is_loopback() {
+            let apps = self.ports.iter().map(|(port, real)| format!("{port}={}:{real}", Ipv4Addr::LOCALHOST));
+            annotations.insert("weft.dev/listens".into(), apps.collect::<Vec<_>>().join(","));
         }
         let containers: Vec<Value> = template
             .containers
@@ -176,8 +183,8 @@ impl Plan {
             },
             "status": {
                 "phase": status.phase.in_kubernetes(),
-                "podIP": self.address().to_string(),
-                "podIPs": [{"ip": self.address().to_string()}],
+                "podIP": self.address.to_string(),
+                "podIPs": [{"ip": self.address.to_string()}],
                 "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
             },
         });
@@ -215,7 +222,7 @@ impl Running {
 
 /// Runs a pod from its network to its end. It reports whenever something about it changes, and last that it is gone.
 pub async fn run(plan: Arc<Plan>, context: Arc<Context>, stop: watch::Receiver<Stop>) {
-    let netns = Netns::pod(&context.lab.id, plan.n);
+    let netns = Netns::pod(&context.lab, plan.n);
     let report = |status: Status| {
         let _ = context.reports.send((plan.file(), status));
     };
@@ -224,7 +231,7 @@ pub async fn run(plan: Arc<Plan>, context: Arc<Context>, stop: watch::Receiver<S
         stopping(&mut stop.clone()).await;
     }
     netns.processes().into_iter().for_each(kill);
-    net::remove(&netns).await;
+    netns.remove().await;
     let _ = std::fs::remove_dir_all(context.lab.folder.join("etc").join(plan.file()));
     let _ = std::fs::remove_dir_all(context.lab.folder.join("state").join(plan.file()));
     report(Status { phase: Phase::Gone, ..Status::default() });
@@ -238,14 +245,15 @@ async fn live(
     report: &impl Fn(Status),
 ) -> Result<(), String> {
     let namespace = &plan.workload.namespace;
-    net::create_pod(&context.hub, netns, plan.n).await.map_err(|e| e.to_string())?;
-    let inside = Inside {
-        netns: netns.clone(),
-        etc: context.lab.folder.join("etc").join(plan.file()),
-        hostname: plan.name.clone(),
-    };
-    let hosts = format!("127.0.0.1 localhost\n{} {}\n", plan.address(), plan.name);
-    inside.write(&dns::resolv_conf(HUB, namespace), &hosts).map_err(|e| e.to_string())?;
+    let shared = context.lab.isolation == Isolation::Loopback;
+    if shared {
+        loopback::are_free(plan.address, &plan.ports)?;
+    } else {
+        net::create_pod(&context.hub, netns, plan.n, plan.address).await.map_err(|e| e.to_string())?;
+    }
+    let inside = Inside::of(&context.lab, netns.clone(), &plan.file(), &plan.name, plan.address);
+    let hosts = format!("127.0.0.1 localhost\n{} {}\n", plan.address, plan.name);
+    inside.write(&dns::resolv_conf(plan.host_address, namespace), &hosts).map_err(|e| e.to_string())?;
 
     let changed = Arc::new(Notify::new());
     let (stop_sidecar, sidecar_stops) = watch::channel(Stop::No);
@@ -253,7 +261,12 @@ async fn live(
     if plan.meshed
         && let Some(control) = &context.control
     {
-        netns.nft(&net::redirection(&Excluded::read(&plan.template().annotations))).await.map_err(|e| e.to_string())?;
+        if !shared {
+            netns
+                .nft(&net::redirection(&Excluded::read(&plan.template().annotations)))
+                .await
+                .map_err(|e| e.to_string())?;
+        }
         let unit = control.sidecar(plan, &context.lab, inside.clone()).map_err(|e| e.to_string())?;
         let log = unit.log.clone();
         let begun = begin(unit, &changed, &sidecar_stops);
@@ -275,24 +288,36 @@ async fn live(
         }
         sidecar = Some(begun);
     }
+    let _front = match shared && sidecar.is_none() {
+        true => Some(Front::open(plan.address, &plan.ports, namespace, &context.view).await?),
+        false => None,
+    };
     let mut containers = Vec::new();
     if *stop.borrow() == Stop::No {
         for (i, container) in plan.template().containers.iter().enumerate() {
             let (Some(program), Some(variables)) = (plan.programs.get(i), plan.environment.get(i)) else { continue };
-            let mut env = program.env.clone();
-            env.extend(variables.iter().cloned());
             let expand = |word: &String| environment::expand(word, variables);
+            let mut program = Program { argv: program.argv.iter().map(expand).collect(), env: program.env.clone() };
+            let mut variables = variables.clone();
+            if shared {
+                let own = container.ports.iter().find(|p| !p.udp).map(|p| p.number);
+                loopback::rewrite(&mut program, &mut variables, &plan.ports, own);
+            }
+            let mut env = program.env;
+            env.extend(variables);
+            let real = |port| loopback::real(&plan.ports, port);
             let unit = Unit {
                 name: container.name.clone(),
                 inside: inside.clone(),
-                address: plan.address(),
+                // With an address of its own it may listen there only.
+                address: if shared { Ipv4Addr::LOCALHOST } else { plan.address },
                 group: None,
-                argv: program.argv.iter().map(expand).collect(),
+                argv: program.argv,
                 env,
                 log: Unit::log_of(&context.lab.logs(), &plan.file(), &container.name),
                 restart: plan.template().restart,
-                ready: Ready::of(container),
-                alive: container.liveness.as_ref().and_then(|p| Resolved::of(p, container)),
+                ready: Ready::of(container, real),
+                alive: container.liveness.as_ref().and_then(|p| Resolved::of(p, container, real)),
                 before: None,
             };
             containers.push(begin(unit, &changed, &stop));
@@ -360,11 +385,11 @@ impl Control {
     /// The unit of a pod's sidecar.
     fn sidecar(&self, plan: &Plan, lab: &Lab, inside: Inside) -> crate::error::Result<Unit> {
         let state = lab.folder.join("state").join(plan.file());
-        let (argv, before) = self.sidecar_command(plan, &state)?;
+        let (argv, before) = self.sidecar_command(plan, lab, &state)?;
         Ok(Unit {
             name: "sidecar".into(),
-            address: plan.address(),
-            group: Some(SIDECAR_GROUP),
+            address: plan.address,
+            group: (lab.isolation == Isolation::Netns).then_some(SIDECAR),
             argv,
             env: Vec::new(),
             log: Unit::log_of(&lab.logs(), &plan.file(), "sidecar"),

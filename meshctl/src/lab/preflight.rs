@@ -9,22 +9,6 @@ use super::workload::{self, Workload};
 use crate::error::{Error, Result};
 
 pub fn requirements(options: &Options) -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(Error::new(
-            "a lab needs root: each pod gets a network namespace with redirection as in a cluster",
-            "sudo meshctl lab ...",
-        ));
-    }
-    let missing: Vec<&str> =
-        [("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux"), ("setpriv", "util-linux")]
-            .into_iter()
-            .filter(|(program, _)| image::on_path(program).is_none())
-            .map(|(_, package)| package)
-            .collect();
-    if !missing.is_empty() {
-        let packages = missing.join(" ");
-        return Err(Error::new(format!("programs of {packages} are missing"), format!("apt-get install {packages}")));
-    }
     if options.mesh != Mesh::None {
         Control::programs()?;
     }

@@ -7,7 +7,7 @@ use super::net::Netns;
 use super::process::Inside;
 use super::workload::{Check, Container, Probe};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -27,11 +27,12 @@ pub struct Resolved {
 }
 
 impl Ready {
-    pub fn of(container: &Container) -> Self {
-        if let Some(probe) = container.readiness.as_ref().and_then(|p| Resolved::of(p, container)) {
+    /// `real` says where something listens in the place of a port.
+    pub fn of(container: &Container, real: impl Fn(u16) -> u16) -> Self {
+        if let Some(probe) = container.readiness.as_ref().and_then(|p| Resolved::of(p, container, &real)) {
             return Self::Probe(probe);
         }
-        let ports: Vec<u16> = container.ports.iter().filter(|p| !p.udp).map(|p| p.number).collect();
+        let ports: Vec<u16> = container.ports.iter().filter(|p| !p.udp).map(|p| real(p.number)).collect();
         if ports.is_empty() { Self::Runs } else { Self::Listens(ports) }
     }
 
@@ -40,7 +41,10 @@ impl Ready {
         match self {
             Self::Runs => Ok(()),
             Self::Listens(wanted) => {
-                let found = pod.netns.listeners().await.map_err(|e| e.to_string())?;
+                let mut found = pod.netns.listeners().await.map_err(|e| e.to_string())?;
+                // What else of the machine listens is not the pod's.
+                let is_its = |ip: IpAddr| ip == address || ip.to_canonical().is_unspecified();
+                found.retain(|l| !pod.netns.is_the_machines() || (wanted.contains(&l.port()) && is_its(l.ip())));
                 let missing: Vec<u16> =
                     wanted.iter().copied().filter(|p| !found.iter().any(|l| l.port() == *p)).collect();
                 if missing.is_empty() { Ok(()) } else { Err(not_listening(&missing, &found)) }
@@ -64,9 +68,9 @@ fn not_listening(missing: &[u16], found: &[SocketAddr]) -> String {
 }
 
 impl Resolved {
-    pub fn of(probe: &Probe, container: &Container) -> Option<Self> {
+    pub fn of(probe: &Probe, container: &Container, real: impl Fn(u16) -> u16) -> Option<Self> {
         let port = match &probe.check {
-            Check::Http { port, .. } | Check::Tcp { port } => port.find([container])?,
+            Check::Http { port, .. } | Check::Tcp { port } => real(port.find([container])?),
             Check::Exec { .. } => 0,
         };
         Some(Self { probe: probe.clone(), port })
@@ -106,11 +110,11 @@ impl Resolved {
     }
 }
 
-/// To whatever listens on a port of the pod: on loopback, else on the pod's address.
+/// To whatever listens on a port of the pod: on loopback, if that is its own, else on the pod's address.
 pub async fn connect(pod: &Netns, address: Ipv4Addr, port: u16, timeout: Duration) -> Result<TcpStream, String> {
+    let first = if pod.is_the_machines() { address } else { Ipv4Addr::LOCALHOST };
     let tried = pod.inside(move || {
-        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        TcpStream::connect_timeout(&loopback, timeout)
+        TcpStream::connect_timeout(&SocketAddr::from((first, port)), timeout)
             .or_else(|_| TcpStream::connect_timeout(&SocketAddr::from((address, port)), timeout))
     });
     tried.await.map_err(|e| format!("port {port}: {e}"))

@@ -1,17 +1,37 @@
 //! What a lab writes down about itself, so that other commands find it and nothing is left when it dies.
 //!
-//! One folder per lab under `/run/weft` (`WEFT_LAB_HOME` for another place): `lab.json` says which process runs it, `ps.json` what
+//! One folder per lab, under `/run/weft` for root and `$XDG_RUNTIME_DIR/weft` for others (`WEFT_LAB_HOME` for another place): `lab.json` says which process runs it, `ps.json` what
 //! runs in it, `wishes.json` what `scale`, `restart` and `forward` ask for; beside them logs, pods, and the control plane's state.
 
+use super::isolation::{self, Isolation};
+use super::net::Network;
 use super::process::Recorded;
 use crate::error::{During, Error, Result};
+use rustix::process::geteuid;
 use serde_json::{Value, json};
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 pub fn home() -> PathBuf {
-    std::env::var_os("WEFT_LAB_HOME").map_or_else(|| PathBuf::from("/run/weft"), PathBuf::from)
+    if let Some(told) = std::env::var_os("WEFT_LAB_HOME") {
+        return told.into();
+    }
+    let user = geteuid();
+    if user.is_root() {
+        return "/run/weft".into();
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_dir()) {
+        Some(folder) => folder.join("weft"),
+        None => format!("/tmp/weft-{}", user.as_raw()).into(),
+    }
+}
+
+/// What others have put in a place of that name is not for us: it would say what to run and whom to kill.
+fn is_ours(home: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(home).is_ok_and(|m| m.is_dir() && m.uid() == geteuid().as_raw())
 }
 
 #[derive(Clone, Debug)]
@@ -20,31 +40,45 @@ pub struct Lab {
     pub folder: PathBuf,
     pub runs: Recorded,
     pub manifests: String,
+    pub isolation: Isolation,
+    pub network: Network,
 }
 
 impl Lab {
     /// A new one, run by this process. Its folder appears whole.
-    pub fn create(manifests: &Path) -> Result<Self> {
+    pub fn create(manifests: &Path, isolation: Isolation, network: Network) -> Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         let (id, home) = (random(6)?, home());
         let (folder, hidden) = (home.join(&id), home.join(format!(".{id}")));
         let mut private = std::fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
-        for part in ["logs", "pods", "etc", "state"] {
+        private.create(&home).during(format!("making {}", home.display()))?;
+        if !is_ours(&home) {
+            let message = format!("{} belongs to somebody else", home.display());
+            return Err(Error::new(message, "WEFT_LAB_HOME=FOLDER, one of your own"));
+        }
+        for part in ["logs", "pods", "etc", "state", "netns"] {
             private.create(hidden.join(part)).during(format!("making {}", hidden.display()))?;
         }
         let runs = Recorded::of(std::process::id() as i32)
             .ok_or_else(|| Error::new("/proc does not show this process", "mount /proc"))?;
         let manifests = manifests.display().to_string();
-        let text = json!({"id": id, "pid": runs.pid, "started": runs.started, "manifests": manifests});
+        let text = json!({
+            "id": id, "pid": runs.pid, "started": runs.started, "manifests": manifests, "isolation": isolation.name(),
+            "network": network.0,
+        });
         std::fs::write(hidden.join("lab.json"), text.to_string()).during("lab.json")?;
         std::fs::rename(&hidden, &folder).during(format!("making {}", folder.display()))?;
-        Ok(Self { id, folder, runs, manifests })
+        Ok(Self { id, folder, runs, manifests, isolation, network })
     }
 
     /// Every lab that was ever written down here and has not been cleaned.
     pub fn all() -> Vec<Self> {
-        let entries = std::fs::read_dir(home()).into_iter().flatten().flatten();
+        let home = home();
+        if !is_ours(&home) {
+            return Vec::new();
+        }
+        let entries = std::fs::read_dir(home).into_iter().flatten().flatten();
         let mut found: Vec<Self> = entries.filter_map(|entry| Self::read(&entry.path())).collect();
         found.sort_by(|a, b| a.id.cmp(&b.id));
         found
@@ -56,11 +90,24 @@ impl Lab {
         let name = folder.file_name()?.to_str()?.trim_start_matches('.');
         let id = doc["id"].as_str().filter(|id| *id == name)?.to_string();
         let runs = Recorded { pid: i32::try_from(doc["pid"].as_i64()?).ok()?, started: doc["started"].as_u64()? };
-        Some(Self { id, folder: folder.into(), runs, manifests: doc["manifests"].as_str()?.into() })
+        let isolation = Isolation::named(doc["isolation"].as_str()?)?;
+        let octet = |i: usize| doc["network"][i].as_u64().and_then(|n| u8::try_from(n).ok());
+        let network = Network([octet(0)?, octet(1)?]);
+        let manifests = doc["manifests"].as_str()?.into();
+        Some(Self { id, folder: folder.into(), runs, manifests, isolation, network })
     }
 
-    /// The running lab that is meant: the only one, or the one named.
+    /// The running lab that is meant: the one named, here or in `WEFT_LAB`, or the only one. This program goes on inside of its
+    /// user namespace, if it has one.
     pub fn find(id: Option<&str>) -> Result<Self> {
+        let lab = Self::meant(id)?;
+        isolation::join(&lab)?;
+        Ok(lab)
+    }
+
+    fn meant(id: Option<&str>) -> Result<Self> {
+        let named = std::env::var("WEFT_LAB").ok().filter(|named| !named.is_empty());
+        let id = id.or(named.as_deref());
         let mut running: Vec<Self> = Self::all().into_iter().filter(|lab| lab.runs.runs()).collect();
         if let Some(id) = id {
             let known = running.iter().map(|l| l.id.clone()).collect::<Vec<_>>().join(", ");
@@ -80,6 +127,17 @@ impl Lab {
                 Err(Error::new("several labs are running", all.join(" or ")))
             }
         }
+    }
+
+    /// The files that stand for its network namespaces, where it is in a user namespace.
+    pub fn namespaces(&self) -> PathBuf {
+        self.folder.join("netns")
+    }
+
+    /// Where the programs of a pod with that address have their admin interfaces: on loopback, which each pod has for itself or
+    /// shares with the whole machine.
+    pub fn admin_at(&self, pod: Ipv4Addr) -> Ipv4Addr {
+        if self.isolation == Isolation::Loopback { pod } else { Ipv4Addr::LOCALHOST }
     }
 
     pub fn logs(&self) -> PathBuf {
@@ -108,7 +166,11 @@ impl Lab {
 
 /// A folder that was being made when its lab died: too young ones may become labs yet.
 pub fn unfinished() -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(home()).into_iter().flatten().flatten();
+    let home = home();
+    if !is_ours(&home) {
+        return Vec::new();
+    }
+    let entries = std::fs::read_dir(home).into_iter().flatten().flatten();
     let old = |path: &PathBuf| {
         let changed = std::fs::metadata(path).and_then(|m| m.modified());
         changed.is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|age| age > Duration::from_secs(60)))

@@ -5,7 +5,7 @@ use super::workload::Target;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
-use weft_dialects::kubernetes::addresses;
+use weft_dialects::kubernetes::{addresses, service::protocol};
 use weft_dialects::object::Objects;
 use weft_policy::id::ServiceId;
 
@@ -37,6 +37,15 @@ pub struct Port {
     pub number: u16,
     pub udp: bool,
     pub target: Target,
+    /// As the mesh takes it: http, tcp, ... or detect.
+    pub protocol: &'static str,
+}
+
+impl Port {
+    /// HTTP/1.1, as far as anybody has said.
+    pub fn speaks_http(&self) -> bool {
+        !self.udp && ["http", "http1", "detect"].contains(&self.protocol)
+    }
 }
 
 /// A pod as services see it.
@@ -84,7 +93,9 @@ pub fn services(objects: &Objects, problems: &mut Vec<String>) -> Vec<Service> {
         let ports = list(&spec["ports"]).iter().filter_map(|p| {
             let number = port(&p["port"])?;
             let target = Target::read(&p["targetPort"]).unwrap_or(Target::Number(number));
-            Some(Port { name: text(&p["name"]), number, udp: p["protocol"] == "UDP", target })
+            let name = text(&p["name"]);
+            let protocol = protocol(number, name.as_deref().unwrap_or_default(), p["appProtocol"].as_str());
+            Some(Port { name, number, udp: p["protocol"] == "UDP", target, protocol })
         });
         found.push(Service {
             namespace: namespace.into(),
@@ -167,7 +178,7 @@ impl View {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use weft_policy::diag::Diags;
 

@@ -67,6 +67,9 @@ pub fn lab(status: &Value, coloured: bool) -> String {
         let _ = writeln!(out, "  meshctl lab logs {workload}");
         let _ = writeln!(out, "  meshctl lab scale {workload} 3");
     }
+    if rows(&status["pods"]).iter().any(|p| p["sidecar"] == true) {
+        out.push_str("  meshctl lab traces\n");
+    }
     out.push_str("  meshctl lab ps\n");
     out
 }

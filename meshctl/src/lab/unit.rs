@@ -27,7 +27,7 @@ pub struct Unit {
     pub restart: Restart,
     pub ready: Ready,
     pub alive: Option<Resolved>,
-    /// Run before each start; what it prints goes to the file.
+    /// Run before each start and every few minutes; what it prints goes to the file.
     pub before: Option<(Vec<String>, PathBuf)>,
 }
 
@@ -59,6 +59,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const GOOD_RUN: Duration = Duration::from_secs(20);
 /// How often it is asked whether it is ready while it is not; a lab should be up soon.
 const IMPATIENT: Duration = Duration::from_millis(200);
+/// A sidecar whose certificate has expired, as when the machine was asleep, finds a join token that nobody has used.
+const RENEWED: Duration = Duration::from_secs(600);
 
 /// Runs until it is told to stop, or has ended for good and is then told.
 pub async fn supervise(unit: Unit, state: watch::Sender<State>, changed: Arc<Notify>, mut stop: watch::Receiver<Stop>) {
@@ -128,7 +130,8 @@ pub async fn hurrying(stop: &mut watch::Receiver<Stop>) {
     let _ = stop.wait_for(|s| *s == Stop::Now).await;
 }
 
-async fn start(unit: &Unit) -> Result<Child, String> {
+/// Makes what the program needs fresh.
+async fn prepare(unit: &Unit) -> Result<(), String> {
     if let Some((words, file)) = &unit.before {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::null()).kill_on_drop(true).process_group(0);
@@ -138,6 +141,11 @@ async fn start(unit: &Unit) -> Result<Child, String> {
         }
         write_private(file, &output.stdout).map_err(|e| format!("{}: {e}", file.display()))?;
     }
+    Ok(())
+}
+
+async fn start(unit: &Unit) -> Result<Child, String> {
+    prepare(unit).await?;
     let log = File::options().create(true).append(true).open(&unit.log);
     let log = log.map_err(|e| format!("{}: {e}", unit.log.display()))?;
     let errors = log.try_clone().map_err(|e| e.to_string())?;
@@ -152,7 +160,7 @@ async fn start(unit: &Unit) -> Result<Child, String> {
             command.env(name, value);
         }
     }
-    command.env("HOSTNAME", &unit.inside.hostname).envs(unit.env.iter().map(|(k, v)| (k, v)));
+    command.envs(unit.inside.environment()).envs(unit.env.iter().map(|(k, v)| (k, v)));
     // A group of its own: Ctrl-C is for the lab, which then ends things in order.
     command.process_group(0).kill_on_drop(true);
     command.spawn().map_err(|e| format!("{}: {e}", words[0]))
@@ -234,9 +242,17 @@ async fn watch(unit: &Unit, set: &impl Fn(&dyn Fn(&mut State))) -> String {
             }
         }
     };
+    let renewed = async {
+        loop {
+            sleep(RENEWED).await;
+            // What cannot be made now is made the next time.
+            let _ = prepare(unit).await;
+        }
+    };
     tokio::select! {
         why = alive => why,
         () = ready => String::new(),
+        () = renewed => String::new(),
     }
 }
 

@@ -7,8 +7,13 @@ use super::control::Control;
 use super::forward::Forward;
 use super::image::{Mapping, Program};
 use super::inject::{self, Mesh, Namespace};
+use super::isolation::{self, Isolation};
+use super::live::{self, Live};
+use super::load::Traffic;
+use super::loopback;
 use super::manifest::{Folder, Manifests};
-use super::net::{self, Netns};
+use super::net::{self, Netns, Network};
+use super::otlp::Collector;
 use super::pod::{self, Context, Phase, Plan, Status};
 use super::process::Recorded;
 use super::record::{self, Lab};
@@ -25,13 +30,23 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tonic::transport::Endpoint;
 
 pub struct Options {
     pub folder: PathBuf,
     pub mesh: Mesh,
     pub images: Vec<Mapping>,
+    /// Requests per second to each Service.
+    pub load: Option<f64>,
+    pub sampling: f64,
+    pub otlp: Option<Endpoint>,
     pub control_args: Vec<String>,
+    /// The one to have, whether the machine is one for it or not.
+    pub isolation: Option<Isolation>,
+    /// Who calls whom, drawn again every second while somebody looks.
+    pub table: bool,
 }
 
 /// How often the folder is looked at.
@@ -69,12 +84,15 @@ struct Up {
     view: watch::Sender<Arc<View>>,
     rules: String,
     forwards: Vec<Forward>,
+    real_ports: loopback::Ports,
+    traffic: Option<Traffic>,
     said: BTreeSet<String>,
     written: Value,
     /// When the control plane was last told something.
     told: Instant,
     began: Instant,
     settled: bool,
+    live: Option<Live>,
 }
 
 struct Signals([Signal; 3]);
@@ -95,39 +113,70 @@ impl Signals {
     }
 }
 
-pub async fn run(options: Options) -> Result<()> {
+/// `guest` is what is done with the lab while it runs; the lab ends with it.
+pub async fn run(options: Options, guest: impl AsyncFnOnce(Lab)) -> Result<()> {
     preflight::requirements(&options)?;
     let mut signals = Signals::new()?;
     let folder = Folder::open(&options.folder).during(options.folder.display())?;
     let manifests = folder.manifests();
-    // All that can be wrong is said before anything is made.
-    preflight::check(&manifests, &options)?;
-    for id in clean::dead().await {
-        println!("removed what lab {id} had left behind");
+    let (isolation, refused) = Isolation::choose(options.isolation)?;
+    // All that can be wrong is said before anything is made, and said once.
+    if !isolation::is_begun_again() {
+        preflight::check(&manifests, &options)?;
+        refused.iter().for_each(|why| println!("{why}"));
+        // What they have left can be found from here and not from inside of a user namespace.
+        for id in clean::dead().await {
+            println!("removed what lab {id} had left behind");
+        }
+        if isolation == Isolation::Userns {
+            return Err(isolation::begin_again());
+        }
     }
-    let lab = Lab::create(&options.folder)?;
-    let outcome = work(options, lab.clone(), folder, manifests, &mut signals).await;
+    let (network, _held) = match isolation {
+        Isolation::Loopback => loopback::network().map(|(network, held)| (network, Some(held)))?,
+        _ => (Network::PODS, None),
+    };
+    let lab = Lab::create(&options.folder, isolation, network)?;
+    let outcome = work(options, lab.clone(), folder, manifests, &mut signals, guest).await;
     clean::remove(&lab).await;
-    if !Netns::of_lab(&lab.id).is_empty() {
+    if !Netns::of_lab(&lab).is_empty() {
         return Err(Error::new(format!("something of lab {} is left", lab.id), "meshctl lab clean"));
     }
     println!("lab {} is gone, and nothing of it is left", lab.id);
     outcome
 }
 
-async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, signals: &mut Signals) -> Result<()> {
-    let hub = Netns::hub(&lab.id);
-    println!("lab {} from {}", lab.id, options.folder.display());
-    net::create_hub(&hub).await?;
+async fn work(
+    options: Options,
+    lab: Lab,
+    folder: Folder,
+    manifests: Manifests,
+    signals: &mut Signals,
+    guest: impl AsyncFnOnce(Lab),
+) -> Result<()> {
+    let hub = Netns::hub(&lab);
+    println!("lab {} from {}\n{}", lab.id, options.folder.display(), lab.isolation.describe());
     let (view, seen) = watch::channel(Arc::new(View::default()));
-    let socket = hub.inside(|| std::net::UdpSocket::bind((net::HUB, dns::PORT))).await.during("the lab's DNS")?;
-    socket.set_nonblocking(true).during("the lab's DNS")?;
-    let naming = tokio::spawn(dns::serve(UdpSocket::from_std(socket).during("the lab's DNS")?, seen));
+    let mut naming = None;
+    if lab.isolation == Isolation::Loopback {
+        println!("{}", loopback::DIFFERENCES);
+    } else {
+        net::create_hub(&hub).await?;
+        let socket = hub.inside(|| std::net::UdpSocket::bind((net::HUB, dns::PORT))).await.during("the lab's DNS")?;
+        socket.set_nonblocking(true).during("the lab's DNS")?;
+        let socket = UdpSocket::from_std(socket).during("the lab's DNS")?;
+        naming = Some(tokio::spawn(dns::serve(socket, seen.clone())));
+    }
+    let traffic = options.load.map(Traffic::new).transpose()?;
+    let mut collector = None;
     let control = match options.mesh {
         Mesh::None => None,
         _ => {
+            collector = Some(Collector::start(&lab, &hub, options.otlp.clone()).await?);
             println!("starting the control plane");
-            let start = Control::start(&lab, &hub, &options.folder, &options.control_args);
+            let mut args = vec![format!("--otlp={}", Collector::url(&lab)), format!("--sampling={}", options.sampling)];
+            args.extend_from_slice(&options.control_args);
+            let start = Control::start(&lab, &hub, &options.folder, &args);
             tokio::select! {
                 control = start => Some(control?),
                 () = signals.any() => return Ok(()),
@@ -135,7 +184,7 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         }
     };
     let (reports, inbox) = mpsc::unbounded_channel();
-    let context = Arc::new(Context { lab, hub, control, reports });
+    let context = Arc::new(Context { lab, hub, control, view: seen, reports });
     let mut up = Up {
         options,
         context,
@@ -148,19 +197,26 @@ async fn work(options: Options, lab: Lab, folder: Folder, manifests: Manifests, 
         view,
         rules: String::new(),
         forwards: Vec::new(),
+        real_ports: loopback::Ports::default(),
+        traffic,
         said: BTreeSet::new(),
         written: Value::Null,
         told: Instant::now(),
         began: Instant::now(),
         settled: false,
+        live: None,
     };
+    let lab = up.context.lab.clone();
     let outcome = tokio::select! {
         outcome = up.keep() => outcome,
         () = signals.any() => Ok(()),
+        () = guest(lab) => Ok(()),
     };
+    up.live = None;
     println!("\nstopping (once more to stop at once)");
     up.end(signals).await;
-    naming.abort();
+    naming.inspect(JoinHandle::abort);
+    drop(collector);
     outcome
 }
 
@@ -208,7 +264,7 @@ impl Up {
     /// Each thing once.
     fn say(&mut self, text: String) {
         if self.said.insert(text.clone()) {
-            println!("{text}");
+            live::say(&text);
         }
     }
 
@@ -235,7 +291,7 @@ impl Up {
             None
         };
         if let Some(line) = line {
-            println!("{}", line.trim_end());
+            live::say(line.trim_end());
         }
     }
 
@@ -282,7 +338,7 @@ impl Up {
         for (key, pod) in &mut self.pods {
             if !wanted.contains(key) && !pod.stopping {
                 pod.stopping = true;
-                println!("{} is going", pod.plan.name);
+                live::say(&format!("{} is going", pod.plan.name));
                 let (stop, grace) = (pod.stop.clone(), pod.plan.template().grace);
                 tokio::spawn(async move {
                     tokio::time::sleep(LEAVING).await;
@@ -351,6 +407,9 @@ impl Up {
             name,
             uid: record::uid()?,
             n,
+            address: self.context.lab.network.address(n),
+            host_address: self.context.lab.network.hub(),
+            ports: self.ports(workload),
             meshed,
             programs,
             environment: Vec::new(),
@@ -368,6 +427,26 @@ impl Up {
         Ok(Some(key))
     }
 
+    /// Where the programs of a new pod listen in the place of its ports, where pods share a network.
+    fn ports(&mut self, workload: &Workload) -> Vec<(u16, u16)> {
+        if self.context.lab.isolation != Isolation::Loopback {
+            return Vec::new();
+        }
+        let template = &workload.template;
+        let declared = template.containers.iter().flat_map(|c| &c.ports).filter(|p| !p.udp).map(|p| p.number);
+        // Ports need not be declared to be served.
+        let means = |s: &&Service| {
+            let labels = &template.labels;
+            !s.selector.is_empty()
+                && s.namespace == workload.namespace
+                && s.selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+        };
+        let services = self.services.iter().filter(means).flat_map(|s| &s.ports).filter(|p| !p.udp);
+        let served = services.filter_map(|p| p.target.find(&template.containers));
+        let wanted: BTreeSet<u16> = declared.chain(served).collect();
+        self.real_ports.map(wanted)
+    }
+
     /// Pods with fixed names cannot stand beside their successors.
     fn is_waiting_for_old(&self, workload: &Workload, version: &str) -> bool {
         workload.kind == Kind::StatefulSet && self.pods_of(workload).any(|(_, p)| p.plan.version != version)
@@ -379,9 +458,13 @@ impl Up {
             self.pods.values().map(|p| p.plan.as_service_sees_it(p.status.ready && !p.stopping)).collect();
         let view = View { services: self.services.clone(), pods };
         let rules = view.rules();
-        if rules != self.rules {
+        if rules != self.rules && self.context.lab.isolation != Isolation::Loopback {
             self.context.hub.nft(&rules).await?;
             self.rules = rules;
+        }
+        if let Some(traffic) = self.traffic.as_mut().filter(|_| self.settled) {
+            let able = self.pods.values().filter(|p| p.plan.meshed && p.status.ready && !p.stopping).map(|p| &p.plan);
+            traffic.keep(&self.context, &view, able).into_iter().for_each(|line| self.say(line));
         }
         self.view.send_if_modified(|old| {
             let differs = **old != view;
@@ -414,6 +497,9 @@ impl Up {
                 "\nIt follows its manifests, until Ctrl-C: edit a file of {} and see.",
                 self.options.folder.display()
             );
+            if self.options.table && self.context.control.is_some() {
+                self.live = Live::start(self.context.lab.clone());
+            }
         }
         Ok(())
     }
@@ -471,8 +557,8 @@ impl Up {
                     "containers": plan.template().containers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(),
                     "sidecar": plan.meshed,
                     "sidecarReady": status.sidecar_ready,
-                    "address": plan.address().to_string(),
-                    "netns": Netns::pod(&self.context.lab.id, plan.n).name(),
+                    "address": plan.address.to_string(),
+                    "netns": Netns::pod(&self.context.lab, plan.n).name(),
                     "restarts": status.restarts,
                     "note": status.note,
                     "processes": status.processes.iter().map(process).collect::<Vec<_>>(),
@@ -502,8 +588,10 @@ impl Up {
             "lab": lab.id,
             "pid": lab.runs.pid,
             "manifests": lab.manifests,
+            "isolation": lab.isolation.name(),
             "hub": self.context.hub.name(),
             "mesh": self.options.mesh != Mesh::None,
+            "settled": self.settled,
             "control": control.map(|s| json!({"ready": s.ready, "restarts": s.restarts, "note": s.note})),
             "pods": pods,
             "urls": urls,
@@ -517,13 +605,14 @@ impl Up {
         let logs = std::fs::read_dir(self.context.lab.logs()).into_iter().flatten().flatten();
         for path in logs.map(|l| l.path()).filter(|p| p.extension().is_some_and(|e| e == "log")) {
             if std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_LOG) && copy_and_empty(&path).is_err() {
-                eprintln!("warning: {} is long and cannot be cut", path.display());
+                live::say(&format!("warning: {} is long and cannot be cut", path.display()));
             }
         }
     }
 
     /// Stops every pod, in the time there is; at once when asked again.
     async fn end(&mut self, signals: &mut Signals) {
+        self.traffic = None;
         for pod in self.pods.values() {
             let _ = pod.stop.send(Stop::Within(FAREWELL));
         }

@@ -1,6 +1,7 @@
 //! `ps`, `logs`, `exec`, `scale`, `restart`, `forward`, `clean`: what is done with a lab that runs, from another terminal.
 
-use super::net::{Netns, SIDECAR_GROUP};
+use super::isolation::Isolation;
+use super::net::{Netns, SIDECAR};
 use super::process::Inside;
 use super::record::Lab;
 use super::unit::Unit;
@@ -8,6 +9,7 @@ use super::{clean, table};
 use crate::error::{During, Error, Result};
 use serde_json::{Map, Value, json};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -111,20 +113,31 @@ pub fn logs(lab: Option<&str>, wanted: &str, container: Option<&str>, follow: bo
     }
 }
 
+/// The inside of a pod as `ps.json` has it.
+pub fn inside(lab: &Lab, pod: &Value) -> Inside {
+    let address = word(pod, "address").parse().unwrap_or(Ipv4Addr::LOCALHOST);
+    Inside::of(lab, Netns::named(word(pod, "netns")), &key(pod), word(pod, "name"), address)
+}
+
 pub fn exec(lab: Option<&str>, wanted: &str, container: Option<&str>, command: &[String]) -> Result<ExitCode> {
     let lab = Lab::find(lab)?;
     let status = lab.status()?;
     let found = pods(&status, wanted)?;
     let pod = found.iter().find(|p| p["ready"] == true).or(found.first()).copied().unwrap_or(&Value::Null);
-    let inside = Inside {
-        netns: Netns::named(word(pod, "netns")),
-        etc: lab.folder.join("etc").join(key(pod)),
-        hostname: word(pod, "name").into(),
-    };
+    let mut inside = inside(&lab, pod);
     // In the sidecar's place, traffic is not redirected.
-    let group = (container == Some("sidecar")).then_some(SIDECAR_GROUP);
-    let words = inside.wrap(group, command);
-    let status = Command::new(&words[0]).args(&words[1..]).status().during(&words[0])?;
+    let as_sidecar = container == Some("sidecar");
+    if as_sidecar && lab.isolation == Isolation::Userns {
+        let message = "in a user namespace sidecars have no group of their own that a command could have";
+        return Err(Error::new(message, "without -c sidecar; or the lab as root"));
+    }
+    if as_sidecar {
+        // It asks nobody where things are.
+        inside.proxy = None;
+    }
+    let words = inside.wrap(as_sidecar.then_some(SIDECAR), command);
+    let mut command = Command::new(&words[0]);
+    let status = command.args(&words[1..]).envs(inside.environment()).status().during(&words[0])?;
     Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)))
 }
 
@@ -176,10 +189,8 @@ pub fn restart(lab: Option<&str>, wanted: &str) -> Result<()> {
     })
 }
 
-/// Opens a way into a Service that has none by itself, for as long as the lab runs: `NAME`, `NAME.NS`, with `:PORT`.
-pub fn forward(lab: Option<&str>, wanted: &str) -> Result<()> {
-    let lab = Lab::find(lab)?;
-    let status = lab.status()?;
+/// The `NAME.NS:PORT` that is meant by `NAME`, `NAME.NS`, with `:PORT`.
+pub fn service(status: &Value, wanted: &str) -> Result<String> {
     let all: Vec<&str> = status["services"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let fits = |full: &&&str| {
         let rest = full.strip_prefix(wanted);
@@ -189,16 +200,20 @@ pub fn forward(lab: Option<&str>, wanted: &str) -> Result<()> {
                 wanted.split_once(':').is_some_and(|(n, port)| n == name && more.rsplit(':').next() == Some(port))
             })
     };
-    let service = match all.iter().filter(fits).collect::<Vec<_>>()[..] {
-        [one] => (*one).to_string(),
-        [] => {
-            return Err(Error::new(format!("no Service {wanted:?} in this lab"), format!("one of {}", all.join(", "))));
-        }
+    match all.iter().filter(fits).collect::<Vec<_>>()[..] {
+        [one] => Ok((*one).to_string()),
+        [] => Err(Error::new(format!("no Service {wanted:?} in this lab"), format!("one of {}", all.join(", ")))),
         ref several => {
             let names: Vec<&str> = several.iter().map(|s| **s).collect();
-            return Err(Error::new(format!("{wanted:?} may be several"), format!("one of {}", names.join(", "))));
+            Err(Error::new(format!("{wanted:?} may be several"), format!("one of {}", names.join(", "))))
         }
-    };
+    }
+}
+
+/// Opens a way into a Service that has none by itself, for as long as the lab runs.
+pub fn forward(lab: Option<&str>, wanted: &str) -> Result<()> {
+    let lab = Lab::find(lab)?;
+    let service = service(&lab.status()?, wanted)?;
     let mut wishes = lab.wishes();
     if !wishes.is_object() {
         wishes = json!({});

@@ -3,9 +3,10 @@
 #![allow(dead_code)]
 
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use weft_testkit::dir::TempDir;
 
@@ -54,12 +55,75 @@ pub struct Lab {
     pub home: TempDir,
     pub child: Child,
     pub id: String,
+    /// Whose it is; root's, unless it says otherwise.
+    pub user: Option<Somebody>,
 }
 
 pub fn meshctl(home: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(MESHCTL);
+    as_user(None, home, args)
+}
+
+fn as_user(user: Option<&Somebody>, home: &Path, args: &[&str]) -> Command {
+    let mut command = match user {
+        None => Command::new(MESHCTL),
+        Some(user) => user.command(&user.meshctl()),
+    };
     command.args(args).env("WEFT_LAB_HOME", home).env("NO_COLOR", "1").stdin(Stdio::null());
     command
+}
+
+/// A user who is not root and has no name, with our programs where he may read them.
+pub struct Somebody {
+    id: String,
+    programs: TempDir,
+}
+
+impl Somebody {
+    /// Nobody else is he.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let id = (100_000 + std::process::id() * 16 + COUNT.fetch_add(1, Ordering::Relaxed)).to_string();
+        programs();
+        let (own, folder) = (TempDir::new(), Path::new(MESHCTL).parent().unwrap());
+        for program in ["meshctl", "weft-proxy", "weft-control", "mesh-sample"] {
+            let (from, to) = (folder.join(program), own.join(program));
+            if std::fs::hard_link(&from, &to).is_err() {
+                std::fs::copy(&from, &to).unwrap();
+            }
+        }
+        Self { id, programs: own }
+    }
+
+    pub fn meshctl(&self) -> PathBuf {
+        self.programs.join("meshctl")
+    }
+
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &self.id, "--regid", &self.id, "--clear-groups", "--"]).arg(program);
+        // What is root's is nothing to him.
+        command.current_dir(self.programs.path()).env_remove("XDG_RUNTIME_DIR").env("HOME", self.programs.path());
+        command
+    }
+
+    /// A folder of his own.
+    pub fn folder(&self) -> TempDir {
+        let folder = TempDir::new();
+        let owned = Command::new("chown").arg(&self.id).arg(folder.path()).status().unwrap();
+        assert!(owned.success());
+        folder
+    }
+
+    /// What he runs.
+    pub fn processes(&self) -> Vec<String> {
+        let all = std::fs::read_dir("/proc").unwrap().flatten().map(|e| e.path());
+        let status = |p: &PathBuf| std::fs::read_to_string(p.join("status")).unwrap_or_default();
+        let all = all.filter(|p| {
+            let text = status(p);
+            text.contains(&format!("\nUid:\t{}\t", &self.id)) && !text.contains("\nState:\tZ")
+        });
+        all.map(|p| std::fs::read_to_string(p.join("cmdline")).unwrap_or_default().replace('\0', " ")).collect()
+    }
 }
 
 impl Lab {
@@ -67,13 +131,22 @@ impl Lab {
         Self::start_at(TempDir::new(), manifests, args)
     }
 
+    pub fn start_as(user: Somebody, manifests: &Path, args: &[&str]) -> Self {
+        let home = user.folder();
+        Self::begin(home, Some(user), manifests, args)
+    }
+
     /// Returns when the lab has shown its table.
     pub fn start_at(home: TempDir, manifests: &Path, args: &[&str]) -> Self {
+        Self::begin(home, None, manifests, args)
+    }
+
+    fn begin(home: TempDir, user: Option<Somebody>, manifests: &Path, args: &[&str]) -> Self {
         programs();
         let log = std::fs::File::create(home.join("out")).unwrap();
-        let mut command = meshctl(&home.join("labs"), &["lab"]);
+        let mut command = as_user(user.as_ref(), &home.join("labs"), &["lab"]);
         command.arg(manifests).args(args).stdout(log.try_clone().unwrap()).stderr(log);
-        let mut lab = Self { home, child: command.spawn().unwrap(), id: String::new() };
+        let mut lab = Self { home, child: command.spawn().unwrap(), id: String::new(), user };
         lab.wait("the table", |text, _| text.contains("It follows its manifests").then_some(()));
         lab.id = lab.out().lines().find_map(|l| l.strip_prefix("lab ")?.split(' ').next().map(String::from)).unwrap();
         lab
@@ -105,7 +178,7 @@ impl Lab {
     pub fn run(&self, args: &[&str]) -> Output {
         let mut all = vec!["lab"];
         all.extend_from_slice(args);
-        meshctl(&self.home.join("labs"), &all).output().unwrap()
+        as_user(self.user.as_ref(), &self.home.join("labs"), &all).output().unwrap()
     }
 
     /// Standard output of a verb that must succeed.
@@ -190,7 +263,7 @@ impl Drop for Lab {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-        let _ = meshctl(&self.home.join("labs"), &["lab", "clean"]).output();
+        let _ = self.run(&["clean"]);
         if std::thread::panicking() {
             eprintln!("--- the lab ---\n{}", self.out());
         }

@@ -46,11 +46,18 @@ pub fn destination(
     }
     let implied = |kind, address| worker.implied.get(kind, address, Instant::now()).ok_or(Reason::Overload);
     if listener.role.is_inbound() {
-        return implied(Kind::App, app(listener, destination));
+        let (kind, address) = app(listener, destination);
+        return implied(kind, address);
     }
     let named = || server_name.and_then(|name| snapshot.by_sni(name, destination.port()));
     if let Some(bound) = named().or_else(|| snapshot.by_addr(destination)) {
         return Ok(bound.clone());
+    }
+    // Never in plaintext by accident.
+    let asked =
+        worker.shared.demand.as_ref().filter(|_| listener.original_dst && listener.is_of_mesh(destination.ip()));
+    if asked.is_some_and(|demand| !demand.knows(destination)) {
+        return Err(Reason::NotDiscovered);
     }
     match listener.unknown {
         // Without a redirect the destination is this listener itself.
@@ -60,9 +67,12 @@ pub fn destination(
 }
 
 /// Where the pod's app listens for what came to `destination`.
-pub fn app(listener: &Config, destination: SocketAddr) -> SocketAddr {
-    let ip = listener.app_ip.unwrap_or(destination.ip());
-    listener.app.unwrap_or(SocketAddr::new(ip, destination.port()))
+pub fn app(listener: &Config, destination: SocketAddr) -> (Kind, SocketAddr) {
+    match (listener.app, listener.app_ip) {
+        (Some(app), _) => (Kind::App, app),
+        (None, Some(ip)) => (Kind::App, SocketAddr::new(ip, destination.port())),
+        (None, None) => (Kind::AppHere, destination),
+    }
 }
 
 pub fn source_hash(ip: IpAddr) -> u64 {

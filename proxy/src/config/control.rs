@@ -4,6 +4,7 @@
 //! member  joins with a token, renews with its certificate     -> weft_tls::Live
 //! follow  the stream of resources -> plan -> ProxyConfig      -> the controller, as a changed file would
 //! state   both on disk, for a restart without a control plane
+//! report  who called whom, from the telemetry's counts
 //! ```
 //!
 //! The control plane may be away, slow or wrong: what is in force stays in force, and the log, `/config_dump` and metrics say
@@ -16,11 +17,13 @@ mod follow;
 mod link;
 mod member;
 mod plan;
+mod report;
 mod state;
 mod waiting;
 
 pub use demand::Demand;
 pub use link::Links;
+pub use report::Reporter;
 pub use waiting::Waiting;
 
 use super::file::ProxyConfig;
@@ -46,8 +49,8 @@ pub struct Options {
     pub namespace: String,
     pub pod: String,
     pub state: PathBuf,
-    /// Only what the workload calls, rather than all it may see.
-    pub on_demand: bool,
+    /// All that the workload may see, rather than what it calls.
+    pub everything: bool,
 }
 
 /// A configuration to be put into force.
@@ -82,16 +85,17 @@ impl Options {
 pub fn follow(
     options: Options,
     links: Links,
-) -> (mpsc::Receiver<Update>, Option<Demand>, impl Future<Output = ()> + use<>) {
+) -> (mpsc::Receiver<Update>, Option<Demand>, Reporter, impl Future<Output = ()> + use<>) {
+    let (clients, reporter) = Reporter::new();
     let (updates, taken) = mpsc::channel(1);
-    let demand = options.on_demand.then(Demand::new);
-    let asker = demand.as_ref().map(|(demand, _)| demand.clone());
+    let demand = (!options.everything).then(Demand::default);
+    let asker = demand.clone();
     let following = async move {
         let options = Rc::new(options);
         let folder = Folder::open(&options.state);
         let member = Member::join(&options, &folder, &links).await;
-        let follower = Follower::new(&options, &folder, &links, &member, updates, demand);
+        let follower = Follower::new(&options, &folder, &links, &member, updates, demand, clients);
         tokio::join!(member.renew(), follower.follow());
     };
-    (taken, asker, following)
+    (taken, asker, reporter, following)
 }

@@ -6,10 +6,9 @@ use super::exchange::{Body, Request};
 use super::flight::Flight;
 use super::normalise;
 use super::outbound::identify;
-use crate::upstream::implied::Kind;
+use crate::accept::stream;
 use crate::worker::{Conn, Worker};
 use http::HeaderValue;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use weft_policy::listener::ForwardIdentity;
 use weft_policy::reason::Reason;
@@ -29,7 +28,10 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         let snapshot = worker.shared.snapshot.load();
         match snapshot.fixed(&conn.listener.name) {
             Some(bound) => Some(bound.clone()),
-            None => worker.implied.get(Kind::App, app_address(&conn), flight.record.started),
+            None => {
+                let (kind, address) = stream::app(&conn.listener, conn.destination);
+                worker.implied.get(kind, address, flight.record.started)
+            }
         }
     };
     let Some(bound) = bound else { return flight.reject(Reason::Overload, false) };
@@ -69,15 +71,6 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
         flight.record.upgraded = true;
     }
     flight.answer(reply)
-}
-
-/// Where the app listens: as configured, else where the connection was going.
-pub fn app_address(conn: &Conn) -> SocketAddr {
-    match (conn.listener.app, conn.listener.app_ip) {
-        (Some(app), _) => app,
-        (None, Some(ip)) => SocketAddr::new(ip, conn.destination.port()),
-        (None, None) => conn.destination,
-    }
 }
 
 /// Writes down who the client proved to be, in the place of whatever was there.

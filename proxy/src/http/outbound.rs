@@ -44,12 +44,18 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Conn>, mut request: Request) -> 
     // One look at the configuration: whatever changes meanwhile, this request is of one mind.
     let named = request.head.authority.clone();
     let host = host_of(named.as_ref());
+    let mut discovered = true;
     if let Some(demand) = &worker.shared.demand
         && let Err(port) = configured(&worker, &conn, &request.head, &host)
     {
-        Box::pin(demand.host(&host, port)).await;
+        let of_mesh = conn.listener.original_dst && conn.listener.is_of_mesh(conn.destination.ip());
+        discovered = Box::pin(async {
+            // The connection has asked before, but that may be forgotten by now.
+            demand.host(&host, port).await && (!of_mesh || demand.address(conn.destination).await)
+        })
+        .await;
     }
-    let bound = match destination(&worker, &conn, &request.head, &host) {
+    let bound = match destination(&worker, &conn, &request.head, &host, discovered) {
         Ok(bound) => bound,
         Err(reason) => return flight.reject(reason, false),
     };
@@ -253,10 +259,14 @@ fn vars<'a>(conn: &Conn, flight: &'a Flight, authority: &'a str, path: &'a http:
 }
 
 /// Where the request is for: a fixed destination, the address the app dialled, the Host it named, or where it went anyway.
-fn destination(worker: &Worker, conn: &Conn, head: &Head, host: &str) -> Result<Arc<Bound>, Reason> {
+fn destination(worker: &Worker, conn: &Conn, head: &Head, host: &str, discovered: bool) -> Result<Arc<Bound>, Reason> {
     let listener = &conn.listener;
     match configured(worker, conn, head, host) {
         Ok(bound) => Ok(bound),
+        // Never in plaintext by accident; and without a redirect there is nowhere to go on to.
+        Err(_) if !discovered && (!listener.original_dst || listener.is_of_mesh(conn.destination.ip())) => {
+            Err(Reason::NotDiscovered)
+        }
         Err(_) if listener.unknown == Unknown::Deny => Err(Reason::NotAllowed),
         Err(_) if listener.original_dst => {
             worker.implied.get(Kind::Passthrough, conn.destination, Instant::now()).ok_or(Reason::Overload)

@@ -9,7 +9,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// A few arenas are enough: workers are few and allocate mostly from their thread caches.
 /// Caches hold what a busy turn's requests give back, or each turn would go to the arena for it, and are looked through seldom.
 /// They hold the buffers of bulk data too: the same memory again is still in the processor's caches (15 % less CPU per byte).
-const SETTINGS: &[u8; 144] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4,tcache_max:262144,\
+const SETTINGS: &[u8; 144] =
+    b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4,tcache_max:262144,\
 tcache_nslots_small_min:64,tcache_gc_incr_bytes:1048576\0";
 
 /// Read by jemalloc before `main`: a pointer to a C string, which `&'static` has the shape of.

@@ -476,6 +476,7 @@ fn cause(reason: Reason) -> &'static str {
         Reason::NoCluster => "The route names a destination that nobody defined",
         Reason::InvalidBackend => "The route names a backend that is invalid",
         Reason::NotAllowed => "The destination is not known, and unknown destinations are not allowed",
+        Reason::NotDiscovered => "The control plane has not said what the destination is",
         Reason::NoHealthyUpstream => "There is no endpoint that may be used",
         Reason::ConnectFailed => "The endpoint did not take the connection",
         Reason::ConnectTimeout => "The connection was not made in time",

@@ -189,6 +189,57 @@ fn counted_in_every_dialect() {
 }
 
 #[test]
+fn who_calls_whom() {
+    let hub = hub(all_names());
+    let (a, b) = (Recorder::new(&hub), Recorder::new(&hub));
+    let (e1, e2) = (endpoint(1), endpoint(2));
+    let route = route("main");
+    let finish = |recorder: &Recorder, change: &dyn Fn(&mut Record)| {
+        let mut r = record();
+        r.route = Some(route.clone());
+        r.attempts.push(attempt(&e1, Some(200)));
+        change(&mut r);
+        recorder.finish(&r, Instant::now());
+    };
+    finish(&a, &|_| {});
+    assert!(a.flush() && hub.take_edges().is_empty(), "nobody has asked");
+    hub.count_edges();
+    for recorder in [&a, &b] {
+        finish(recorder, &|_| {});
+        // A client's mistake, and a client that left, are not the server's failures.
+        finish(recorder, &|r| r.status = StatusCode::NOT_FOUND);
+        finish(recorder, &|r| r.flags.reason = Some(Reason::ClientGone));
+        finish(recorder, &|r| r.flags.reason = Some(Reason::UpstreamBroken));
+        finish(recorder, &|r| (r.proto, r.grpc_status) = (Proto::Grpc, Some(14)));
+        finish(recorder, &|r| {
+            r.status = StatusCode::SERVICE_UNAVAILABLE;
+            r.attempts = [attempt(&e1, None), attempt(&e1, Some(503)), attempt(&e2, Some(503))].into_iter().collect();
+        });
+        // Nobody was reached.
+        finish(recorder, &|r| {
+            r.attempts.clear();
+            r.status = StatusCode::SERVICE_UNAVAILABLE;
+        });
+        assert!(recorder.flush());
+    }
+    let by_destination = |edges: &[(super::edges::Edge, super::edges::Counts)]| {
+        let row = |(e, c): &(super::edges::Edge, super::edges::Counts)| {
+            assert_eq!((&*e.source.workload, &*e.service, &*e.route, e.inbound), ("web-v1", "be", "main", false));
+            assert_eq!(&*e.destination.namespace, "demo");
+            (e.destination.workload.to_string(), (c.requests, c.failures, c.retries, c.durations.count()))
+        };
+        edges.iter().map(row).collect::<BTreeMap<_, _>>()
+    };
+    let wanted: BTreeMap<String, (u64, u64, u64, u64)> =
+        [("be-v1".into(), (10, 4, 0, 10)), ("be-v2".into(), (2, 2, 4, 2)), (String::new(), (2, 2, 0, 2))].into();
+    let edges = hub.take_edges();
+    assert_eq!(by_destination(&edges), wanted);
+    assert!(hub.take_edges().is_empty());
+    hub.put_back_edges(edges);
+    assert_eq!(by_destination(&hub.take_edges()), wanted);
+}
+
+#[test]
 fn names_on_and_off() {
     let hub = hub(Config::default());
     let recorder = Recorder::new(&hub);
@@ -209,6 +260,7 @@ fn names_on_and_off() {
 #[test]
 fn opaque_connections() {
     let hub = hub(all_names());
+    hub.count_edges();
     let recorder = Recorder::new(&hub);
     let tcp = TcpRecord {
         role: Role::TcpOut,
@@ -231,6 +283,11 @@ fn opaque_connections() {
     tcp.sent.set(50);
     recorder.tcp_close(&tcp);
     recorder.flush();
+    let edges = hub.take_edges();
+    let of = |(edge, n): &(super::edges::Edge, super::edges::Counts)| {
+        (edge.destination.workload.to_string(), edge.mtls, n.connections, n.sent, n.received, n.requests)
+    };
+    assert_eq!(edges.iter().map(of).collect::<Vec<_>>(), [("be-v1".to_string(), true, 1, 50, 7, 0)]);
     let series = parse(&hub.render());
     for name in ["weft_tcp_connections_opened_total", "istio_tcp_connections_closed_total", "tcp_open_total"] {
         assert_eq!(sum(&series, name, &[]), 1.0, "{name}");

@@ -1,18 +1,19 @@
 //! A new connection to an endpoint, secured as its backend says.
 
 use crate::introduction;
+use crate::sys::sockopt;
 use crate::worker::Worker;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpStream;
 use weft_policy::backend;
 use weft_policy::endpoint::{Address, Endpoint};
 pub use weft_policy::mtls::Security;
 use weft_policy::mtls::{Expected, Originate, UpstreamTls};
 use weft_policy::reason::Reason;
+use weft_policy::timeout::ConnectConfig;
 use weft_tls::{Expect, Identity, MeshStream, Origination, Roots, TrustBundle};
 
 /// What is to travel on the connection, told to a mesh peer by ALPN.
@@ -74,7 +75,7 @@ pub async fn dial(
     let addr = endpoint.address.socket();
     let limit = config.connect.connect_timeout;
     let dialling = async {
-        let tcp = connect(addr, config.connect.keepalive).await?;
+        let tcp = connect(addr, &config.connect, worker.shared.mark).await?;
         secure(worker, config, endpoint, inside, tcp).await
     };
     if limit.is_zero() {
@@ -83,15 +84,17 @@ pub async fn dial(
     tokio::time::timeout(limit, dialling).await.unwrap_or(Err(Reason::ConnectTimeout))
 }
 
-async fn connect(addr: SocketAddr, keepalive: Option<Duration>) -> Result<TcpStream, Reason> {
-    let tcp = TcpStream::connect(addr).await.map_err(|e| match e.kind() {
+async fn connect(addr: SocketAddr, config: &ConnectConfig, mark: Option<u32>) -> Result<TcpStream, Reason> {
+    let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::TimedOut => Reason::ConnectTimeout,
         // Our own lack, nothing that speaks against the endpoint.
         _ if crate::accept::listener::is_exhausted(&e) => Reason::Overload,
         _ => Reason::ConnectFailed,
-    })?;
+    };
+    let socket = sockopt::dialler(addr, config.own_app, mark).map_err(failed)?;
+    let tcp = socket.connect(addr).await.map_err(failed)?;
     let _ = tcp.set_nodelay(true);
-    if let Some(time) = keepalive {
+    if let Some(time) = config.keepalive {
         let settings = socket2::TcpKeepalive::new().with_time(time).with_interval(time).with_retries(2);
         let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&settings);
     }

@@ -25,13 +25,15 @@ pub struct Implied(RefCell<FxHashMap<(Kind, SocketAddr), (Arc<Bound>, Instant)>>
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     App,
+    /// The app at its pod's address, where what is not told apart comes back to us.
+    AppHere,
     Passthrough,
 }
 
 impl Kind {
     fn name(self) -> &'static str {
         match self {
-            Kind::App => "app",
+            Kind::App | Kind::AppHere => "app",
             Kind::Passthrough => "PassthroughCluster",
         }
     }
@@ -72,7 +74,8 @@ fn make(kind: Kind, addr: SocketAddr) -> Option<Arc<Bound>> {
         routes: Vec::new(),
     })
     .ok()?;
-    let config = backend::Config { tls: UpstreamTls::Disable, ..backend::Config::default() };
+    let mut config = backend::Config { tls: UpstreamTls::Disable, ..backend::Config::default() };
+    config.connect.own_app = kind == Kind::AppHere && !addr.ip().is_loopback();
     let backend = Backend::new(BackendId { service: id, port: addr.port(), subset: None }, config);
     backend.set_endpoints(&[endpoint::Config {
         id: EndpointId(addr.to_string().into()),

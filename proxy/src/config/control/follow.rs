@@ -8,12 +8,13 @@ use super::dial::{Wrong, dial};
 use super::link::Links;
 use super::member::{Member, left};
 use super::plan::{Plan, Taken};
+use super::report::Client;
 use super::state::Folder;
 use super::{MAX_MESSAGE, Options, Update};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use weft_proto::v1::mesh_client::MeshClient;
@@ -25,6 +26,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The plan is written at most once in one of these.
 const SAVE: Duration = Duration::from_secs(1);
+/// Between two looks at what may be forgotten.
+const LOOK: Duration = Duration::from_secs(15);
 
 pub struct Follower {
     pub options: Rc<Options>,
@@ -34,10 +37,14 @@ pub struct Follower {
     pub updates: mpsc::Sender<Update>,
     pub plan: Plan,
     /// `None`: everything is subscribed to.
-    pub demand: Option<(Demand, mpsc::Receiver<String>)>,
+    pub demand: Option<Demand>,
+    /// Who may be told what was counted.
+    clients: watch::Sender<Client>,
     subscribed: BTreeSet<String>,
     /// Something is in force.
     started: bool,
+    /// What has come is not in force yet.
+    changed: bool,
     /// Not on disk yet.
     unsaved: bool,
     save_at: Instant,
@@ -59,7 +66,8 @@ impl Follower {
         links: &Links,
         member: &Rc<Member>,
         updates: mpsc::Sender<Update>,
-        demand: Option<(Demand, mpsc::Receiver<String>)>,
+        demand: Option<Demand>,
+        clients: watch::Sender<Client>,
     ) -> Self {
         Self {
             plan: Plan::new(&options.namespace, &options.pod, folder.path().into()),
@@ -69,8 +77,10 @@ impl Follower {
             member: member.clone(),
             updates,
             demand,
+            clients,
             subscribed: BTreeSet::new(),
             started: false,
+            changed: false,
             unsaved: false,
             save_at: Instant::now(),
         }
@@ -80,7 +90,6 @@ impl Follower {
         self.links.set(|link| link.waiting = Some("its first configuration"));
         if let Some(saved) = self.folder.plan() {
             self.plan.restore(&saved);
-            self.subscribed = self.plan.destinations().map(str::to_string).collect();
             if self.put_into_force().await.is_err() {
                 return;
             }
@@ -91,7 +100,9 @@ impl Follower {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let generation = self.member.live.generation();
-            let wrong = match self.watch(&mut backoff).await {
+            let watched = self.watch(&mut backoff).await;
+            self.clients.send_replace(None);
+            let wrong = match watched {
                 Ok(Ended::Over) => return,
                 Ok(Ended::Outlived) => continue,
                 Err(wrong) => wrong,
@@ -121,8 +132,13 @@ impl Follower {
         let have = self.plan.versions().map(|(name, version)| (name.to_string(), version.to_string())).collect();
         let hello = Hello { version: env!("CARGO_PKG_VERSION").into(), have };
         tell(&say, Kind::Hello(hello)).await?;
-        let add = match self.demand {
-            Some(_) => self.subscribed.iter().cloned().collect(),
+        let add = match &self.demand {
+            Some(demand) => {
+                // Also what was sent without being asked for, or was asked for before a restart.
+                let held = self.plan.destinations().map(str::to_string);
+                self.subscribed = demand.names().into_iter().chain(held).collect();
+                self.subscribed.iter().cloned().collect()
+            }
             None => vec!["*".into()],
         };
         tell(&say, Kind::Subscribe(Subscribe { add, remove: Vec::new() })).await?;
@@ -133,9 +149,11 @@ impl Follower {
         if self.links.connected(true) {
             tracing::info!(control = %self.options.target, "control plane connected");
         }
+        self.clients.send_replace(Some(client));
         let mut complete = false;
         let mut old_age = std::pin::pin!(tokio::time::sleep(left(&material.identity).mul_f64(0.9)));
         let mut aged = false;
+        let mut look = tokio::time::interval(LOOK);
         loop {
             let (owed, save_at) = (Instant::now() + PATIENCE, self.save_at);
             let message = tokio::select! {
@@ -154,9 +172,12 @@ impl Follower {
                     }
                     continue;
                 }
-                Some(name) = async { self.demand.as_mut()?.1.recv().await } => {
-                    self.subscribed.insert(name.clone());
-                    tell(&say, Kind::Subscribe(Subscribe { add: vec![name], remove: Vec::new() })).await?;
+                () = wanting(self.demand.as_ref()) => {
+                    self.subscribe(&say).await?;
+                    continue;
+                }
+                _ = look.tick(), if self.demand.is_some() => {
+                    self.unsubscribe(&say).await?;
                     continue;
                 }
                 () = self.updates.closed() => return Ok(Ended::Over),
@@ -170,8 +191,9 @@ impl Follower {
                 self.links.set(|link| link.last_error = None);
             }
             let told = self.take(message);
+            self.changed |= told.changes;
             // The first plan goes into force whole.
-            if (self.started || complete) && told.changes && self.put_into_force().await.is_err() {
+            if (self.started || complete) && self.changed && self.put_into_force().await.is_err() {
                 return Ok(Ended::Over);
             }
             if complete && !self.started {
@@ -232,12 +254,34 @@ impl Follower {
 
     /// Lets those go on who wait for what is in force now, or is not there.
     fn answer(&self, unknown: &[String]) {
-        let Some((demand, _)) = &self.demand else { return };
-        let known: Vec<String> = demand.open().into_iter().filter(|name| self.plan.leads(name)).collect();
-        demand.answered(known.iter().chain(unknown));
+        if let Some(demand) = &self.demand {
+            demand.answered(|name| self.plan.leads(name), unknown);
+        }
+    }
+
+    /// Asks for what the workload has begun to call.
+    async fn subscribe(&mut self, say: &mpsc::Sender<WatchRequest>) -> Result<(), Wrong> {
+        let names = self.demand.iter().flat_map(Demand::names);
+        let add: Vec<String> = names.filter(|name| !self.subscribed.contains(name)).collect();
+        if add.is_empty() {
+            return Ok(());
+        }
+        self.subscribed.extend(add.iter().cloned());
+        tell(say, Kind::Subscribe(Subscribe { add, remove: Vec::new() })).await
+    }
+
+    /// Lets go of what leads nowhere and is not called any more.
+    async fn unsubscribe(&mut self, say: &mpsc::Sender<WatchRequest>) -> Result<(), Wrong> {
+        let remove = self.demand.as_ref().map(|demand| demand.forget(Instant::now().into())).unwrap_or_default();
+        if remove.is_empty() {
+            return Ok(());
+        }
+        self.subscribed.retain(|name| !remove.contains(name));
+        tell(say, Kind::Subscribe(Subscribe { add: Vec::new(), remove })).await
     }
 
     async fn put_into_force(&mut self) -> Result<(), Over> {
+        self.changed = false;
         let Some(config) = self.plan.config() else { return Ok(()) };
         let (done, in_force) = oneshot::channel();
         let update = Update { config, live: self.member.live.clone(), done };
@@ -255,6 +299,13 @@ impl Follower {
         self.folder.save_plan(self.plan.saved());
         self.unsaved = false;
         self.save_at = Instant::now() + SAVE;
+    }
+}
+
+async fn wanting(demand: Option<&Demand>) {
+    match demand {
+        Some(demand) => demand.wanting().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -200,6 +200,9 @@ async fn sign(options: &Options, own: Option<&Material>, join_token: String) -> 
     if left(&identity).is_zero() {
         return Err(wrong("it has expired; are the clocks right?".into()));
     }
+    if let Ok(early) = identity.not_before().duration_since(SystemTime::now()) {
+        return Err(wrong(format!("it does not count before {} s from now; are the clocks right?", early.as_secs())));
+    }
     let bundle = match (bundle(answer.trust).map_err(wrong)?, own) {
         (sent, Some(own)) if sent.is_empty() => own.bundle.clone(),
         (sent, _) => Arc::new(sent),

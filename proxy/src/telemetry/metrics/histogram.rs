@@ -43,11 +43,7 @@ const BOUNDS: [u64; 37] = [
     u64::MAX,
 ];
 
-/// Our own buckets.
-pub const WEFT: [u64; 17] = [
-    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
-    10_000_000, 30_000_000, 60_000_000,
-];
+pub use weft_policy::telemetry::DURATIONS as WEFT;
 
 /// Envoy's defaults, which Istio's series have.
 pub const ISTIO: [u64; 19] = [
@@ -117,6 +113,13 @@ impl Durations {
 
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
+    }
+
+    /// How many fell between each two of these bounds, and last, beyond all of them.
+    pub fn between(&self, bounds: &[u64]) -> Vec<u64> {
+        let mut before = 0;
+        let sums = self.at(bounds, 1).map(|(_, sum)| sum).chain([self.count()]);
+        sums.map(|sum| sum - std::mem::replace(&mut before, sum)).collect()
     }
 
     /// Cumulative counts at a dialect's bounds.
@@ -190,6 +193,7 @@ mod tests {
         let at: Vec<_> = d.at(&ISTIO, 1000).collect();
         assert_eq!(at[..4], [(0.5, 1), (1.0, 2), (5.0, 3), (10.0, 4)]);
         assert_eq!(at.last(), Some(&(3_600_000.0, 4)));
+        assert_eq!(d.between(&[1_000, 5_000]), [2, 1, 3]);
         assert_eq!(d.count(), 6);
         let mut s = Sizes::default();
         for bytes in [0, 1, 2, u64::MAX] {

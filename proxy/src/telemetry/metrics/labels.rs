@@ -12,7 +12,7 @@ use weft_policy::id::{BackendId, ServiceId, SpiffeId};
 use weft_policy::listener::Role;
 use weft_policy::meta::Workload;
 use weft_policy::plan::ServicePlan;
-use weft_policy::reason::Flags;
+use weft_policy::reason::{Flags, Reason};
 use weft_policy::route::RoutePlan;
 
 pub const UNKNOWN: &str = "unknown";
@@ -140,7 +140,17 @@ impl Subject {
         if is_inbound(self.role) { "inbound" } else { "outbound" }
     }
 
-    fn service_id(&self) -> Option<&ServiceId> {
+    /// An answer that says so, or one that broke off. A client that left is not the server's failure.
+    pub fn failed(&self) -> bool {
+        let broken = self.status < 400 && self.flags.reason.is_some_and(|r| r != Reason::ClientGone);
+        self.answered_with_error() || broken
+    }
+
+    fn answered_with_error(&self) -> bool {
+        self.status >= 500 || self.grpc.is_some_and(|g| matches!(g, 2 | 4 | 7 | 13 | 14 | 15))
+    }
+
+    pub fn service_id(&self) -> Option<&ServiceId> {
         self.backend.as_ref().map(|b| &b.service).or(self.service.as_ref().map(|s| &s.id))
     }
 
@@ -347,8 +357,7 @@ impl Subject {
 
     pub fn linkerd_response(&self) -> Labels {
         let mut l = self.linkerd_latency();
-        let failed = self.status >= 500 || self.grpc.is_some_and(|g| matches!(g, 2 | 4 | 7 | 13 | 14 | 15));
-        l.push("classification", if failed { "failure" } else { "success" });
+        l.push("classification", if self.answered_with_error() { "failure" } else { "success" });
         l.push("grpc_status", &self.grpc.map(|g| g.to_string()).unwrap_or_default());
         l.push("error", self.flags.reason.map_or("", |r| r.word()));
         l

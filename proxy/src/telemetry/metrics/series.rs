@@ -5,6 +5,7 @@ use super::histogram::{self, Durations, Sizes};
 use super::labels::Subject;
 use super::table::{At, Table};
 use super::text::{Kind, Labels, Text};
+use crate::telemetry::edges::Edges;
 use std::time::{Duration, Instant};
 
 const IDLE: Duration = Duration::from_secs(600);
@@ -78,6 +79,8 @@ pub struct Series {
     tcp: Table<Tcp>,
     istio: Option<Istio>,
     linkerd: Option<Linkerd>,
+    /// Only where there is somebody to tell.
+    pub edges: Option<Edges>,
     expired: Instant,
 }
 
@@ -140,6 +143,7 @@ impl Series {
             tcp: Table::new(cap),
             istio: istio.then(|| Istio::new(cap)),
             linkerd: linkerd.then(|| Linkerd::new(cap)),
+            edges: None,
             expired: now,
         }
     }
@@ -180,9 +184,15 @@ impl Series {
             linkerd.responses.add(&mut at.linkerd_responses, text(Subject::linkerd_response), &n.count, now);
             linkerd.latency.add(&mut at.linkerd_latency, text(Subject::linkerd_latency), &n.durations, now);
         }
+        if let Some(edges) = &mut self.edges {
+            edges.requests(subject, n);
+        }
     }
 
     pub fn add_side(&mut self, side: Side, subject: Option<&Subject>, n: &Tcp, now: Instant) {
+        if let Some(edges) = &mut self.edges {
+            edges.side(side, subject, n);
+        }
         match side {
             Side::Attempt { status } => {
                 let labels = || subject.map(|s| s.weft_attempt(status).into_string());
