@@ -75,7 +75,7 @@ fn tutorial_5_9() {
 
 #[test]
 fn lab_9_5() {
-    passes("lab-9.5", 49, 36);
+    passes("lab-9.5", 56, 35);
 }
 
 #[test]

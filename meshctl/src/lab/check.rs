@@ -9,6 +9,7 @@ mod steps;
 
 pub use copy::sweep;
 
+use super::live;
 use super::record::Lab;
 use super::up::{self, Options};
 use crate::error::{During, Error, Result};
@@ -16,7 +17,6 @@ use crate::terminal;
 use copy::Copy;
 use report::{Done, Outcome, Report};
 use shell::{Output, Shell};
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 use steps::{Act, Run, Step};
@@ -31,8 +31,9 @@ pub async fn run(mut options: Options, json: bool) -> Result<ExitCode> {
     let copy = Copy::of(&example, steps.start.as_deref())?;
     options.folder = copy.path().canonicalize().during(copy.path().display())?;
     let shell = |lab| Shell { folder: copy.path().into(), example: example.clone(), lab };
-    // What the lab says is for people; whoever reads JSON gets nothing else.
-    let out = if json { Some(aside()?) } else { None };
+    if json {
+        live::aside();
+    }
     let mut report = Report::default();
     up::run(options, async |lab: Lab| {
         settled(&lab).await;
@@ -40,31 +41,21 @@ pub async fn run(mut options: Options, json: bool) -> Result<ExitCode> {
         let mut last = None;
         for step in &steps.all {
             let done = take(step, &shell, &mut last).await;
-            print!("{}", done.text(terminal::coloured()));
+            live::say(done.text(terminal::coloured()).trim_end());
             report.0.push(done);
         }
     })
     .await?;
     let whole = report.0.len() == steps.all.len();
-    match out {
-        Some(mut out) => {
-            let json = report.json(&example.display().to_string(), whole);
-            writeln!(out, "{json:#}").during("printing")?;
-        }
-        None => println!("{}", report.summary(terminal::coloured())),
+    match json {
+        true => println!("{:#}", report.json(&example.display().to_string(), whole)),
+        false => println!("{}", report.summary(terminal::coloured())),
     }
     if !whole {
         let (done, all) = (report.0.len(), steps.all.len());
         return Err(Error::new(format!("the check ended after {done} of {all} steps"), ""));
     }
     Ok(if report.count(Outcome::Failed) == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-/// From here on standard output is where errors go; the place it was before.
-fn aside() -> Result<std::fs::File> {
-    let out = rustix::io::dup(rustix::stdio::stdout()).map_err(std::io::Error::from).during("standard output")?;
-    rustix::stdio::dup2_stdout(rustix::stdio::stderr()).map_err(std::io::Error::from).during("standard output")?;
-    Ok(out.into())
 }
 
 /// Until the lab has shown what runs in it.

@@ -12,7 +12,8 @@ use crate::terminal::{Tone, coloured, paint};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpgrp, getpid, kill_process};
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
-use std::io::{IsTerminal, Read, Write, stdin, stdout};
+use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
@@ -23,6 +24,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Lines that are left to the news.
 const NEWS: usize = 6;
 
+static ASIDE: AtomicBool = AtomicBool::new(false);
 static SCREEN: Mutex<Screen> = Mutex::new(Screen { lines: Vec::new(), drawn: Vec::new() });
 
 /// Prints a line, above the table if there is one.
@@ -40,9 +42,14 @@ fn screen() -> MutexGuard<'static, Screen> {
 }
 
 fn show(text: &str) {
-    let mut out = stdout().lock();
+    let write = |mut out: Box<dyn Write>| out.write_all(text.as_bytes()).and_then(|()| out.flush());
     // A terminal that is gone needs no table, and the lab ends by its signal.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let _ = write(if ASIDE.load(Relaxed) { Box::new(stderr()) } else { Box::new(stdout()) });
+}
+
+/// From now on news go to standard error: what goes to standard output is for a program.
+pub fn aside() {
+    ASIDE.store(true, Relaxed);
 }
 
 struct Screen {

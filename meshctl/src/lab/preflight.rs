@@ -3,6 +3,7 @@
 use super::control::Control;
 use super::image::{self, Mapping, Program};
 use super::inject::Mesh;
+use super::live;
 use super::manifest::Manifests;
 use super::up::Options;
 use super::workload::{self, Workload};
@@ -18,7 +19,7 @@ pub fn requirements(options: &Options) -> Result<()> {
 pub fn check(manifests: &Manifests, options: &Options) -> Result<()> {
     let mut problems = manifests.problems.clone();
     let workloads = workload::workloads(&manifests.objects, &mut problems);
-    problems.iter().for_each(|p| println!("warning: {p}"));
+    problems.iter().for_each(|p| live::say(&format!("warning: {p}")));
     if workloads.is_empty() {
         return Err(Error::new(
             format!("no Deployment, StatefulSet, DaemonSet, Job or Pod in {}", options.folder.display()),

@@ -123,10 +123,10 @@ pub async fn run(options: Options, guest: impl AsyncFnOnce(Lab)) -> Result<()> {
     // All that can be wrong is said before anything is made, and said once.
     if !isolation::is_begun_again() {
         preflight::check(&manifests, &options)?;
-        refused.iter().for_each(|why| println!("{why}"));
+        refused.iter().for_each(|why| live::say(why));
         // What they have left can be found from here and not from inside of a user namespace.
         for id in clean::dead().await {
-            println!("removed what lab {id} had left behind");
+            live::say(&format!("removed what lab {id} had left behind"));
         }
         if isolation == Isolation::Userns {
             return Err(isolation::begin_again());
@@ -142,7 +142,7 @@ pub async fn run(options: Options, guest: impl AsyncFnOnce(Lab)) -> Result<()> {
     if !Netns::of_lab(&lab).is_empty() {
         return Err(Error::new(format!("something of lab {} is left", lab.id), "meshctl lab clean"));
     }
-    println!("lab {} is gone, and nothing of it is left", lab.id);
+    live::say(&format!("lab {} is gone, and nothing of it is left", lab.id));
     outcome
 }
 
@@ -155,11 +155,11 @@ async fn work(
     guest: impl AsyncFnOnce(Lab),
 ) -> Result<()> {
     let hub = Netns::hub(&lab);
-    println!("lab {} from {}\n{}", lab.id, options.folder.display(), lab.isolation.describe());
+    live::say(&format!("lab {} from {}\n{}", lab.id, options.folder.display(), lab.isolation.describe()));
     let (view, seen) = watch::channel(Arc::new(View::default()));
     let mut naming = None;
     if lab.isolation == Isolation::Loopback {
-        println!("{}", loopback::DIFFERENCES);
+        live::say(loopback::DIFFERENCES);
     } else {
         net::create_hub(&hub).await?;
         let socket = hub.inside(|| std::net::UdpSocket::bind((net::HUB, dns::PORT))).await.during("the lab's DNS")?;
@@ -173,7 +173,7 @@ async fn work(
         Mesh::None => None,
         _ => {
             collector = Some(Collector::start(&lab, &hub, options.otlp.clone()).await?);
-            println!("starting the control plane");
+            live::say("starting the control plane");
             let mut args = vec![format!("--otlp={}", Collector::url(&lab)), format!("--sampling={}", options.sampling)];
             args.extend_from_slice(&options.control_args);
             let start = Control::start(&lab, &hub, &options.folder, &args);
@@ -213,7 +213,7 @@ async fn work(
         () = guest(lab) => Ok(()),
     };
     up.live = None;
-    println!("\nstopping (once more to stop at once)");
+    live::say("\nstopping (once more to stop at once)");
     up.end(signals).await;
     naming.inspect(JoinHandle::abort);
     drop(collector);
@@ -492,11 +492,9 @@ impl Up {
         }
         if !self.settled && (self.is_settled() || self.began.elapsed() > PATIENCE) {
             self.settled = true;
-            print!("\n{}", table::lab(&self.written, crate::terminal::coloured()));
-            println!(
-                "\nIt follows its manifests, until Ctrl-C: edit a file of {} and see.",
-                self.options.folder.display()
-            );
+            let all = table::lab(&self.written, crate::terminal::coloured());
+            let folder = self.options.folder.display();
+            live::say(&format!("\n{all}\nIt follows its manifests, until Ctrl-C: edit a file of {folder} and see."));
             if self.options.table && self.context.control.is_some() {
                 self.live = Live::start(self.context.lab.clone());
             }

@@ -53,25 +53,40 @@ pub fn run(store: &Store, typed: (&str, Option<&str>), writing: Writing) -> Resu
     change.finish(writing, &done)
 }
 
-/// The object without this Service, where it is for others too.
-fn without(object: &Object, id: &ServiceId) -> Option<Node> {
-    let (list, is): (&str, &dyn Fn(&Node) -> bool) = match &*object.kind {
-        "VirtualService" => ("hosts", &|host: &Node| {
-            let named = value::word(host).and_then(|h| service_of(&h, &object.namespace, "cluster.local"));
-            named.as_ref() == Some(id)
-        }),
-        "HTTPRoute" | "GRPCRoute" => ("parentRefs", &|parent: &Node| {
-            let namespace = value::word_at(parent, "namespace").unwrap_or_else(|| object.namespace.clone());
-            let service = value::word_at(parent, "kind").is_some_and(|k| k == "Service");
-            service && value::word_at(parent, "name").is_some_and(|n| ServiceId::new(&namespace, &n) == *id)
-        }),
+/// Where a route names whom it is for, and which of these mean a Service.
+fn whom<'o>(object: &'o Object, id: &'o ServiceId) -> Option<(&'static str, impl Fn(&Node) -> bool + 'o)> {
+    let list = match &*object.kind {
+        "VirtualService" => "hosts",
+        "HTTPRoute" | "GRPCRoute" => "parentRefs",
         _ => return None,
     };
+    let means = move |item: &Node| match value::word(item) {
+        Some(host) => service_of(&host, &object.namespace, "cluster.local").as_ref() == Some(id),
+        None => {
+            let namespace = value::word_at(item, "namespace").unwrap_or_else(|| object.namespace.clone());
+            let service = value::word_at(item, "kind").is_some_and(|k| k == "Service");
+            service && value::word_at(item, "name").is_some_and(|n| ServiceId::new(&namespace, &n) == *id)
+        }
+    };
+    Some((list, means))
+}
+
+/// Whoever else a change of this object is for, in words.
+pub fn others(object: &Object, id: &ServiceId) -> Option<String> {
+    let (list, means) = whom(object, id)?;
+    let spec = value::get(&object.node, "spec")?;
+    let items = value::items(value::get(spec, list)).iter().filter(|item| !means(item));
+    let names: Vec<String> = items.filter_map(|i| value::word(i).or_else(|| value::word_at(i, "name"))).collect();
+    (!names.is_empty()).then(|| format!("{} is for {} too", object.reference(), names.join(", ")))
+}
+
+/// The object without this Service, where it is for others too.
+fn without(object: &Object, id: &ServiceId) -> Option<Node> {
+    let (list, means) = whom(object, id)?;
     let mut node = object.node.clone();
-    let spec = value::get_mut(&mut node, "spec")?;
-    let items = value::items_mut(value::get_mut(spec, list))?;
+    let items = value::items_mut(value::get_mut(value::get_mut(&mut node, "spec")?, list))?;
     let before = items.len();
-    items.retain(|item| !is(item));
+    items.retain(|item| !means(item));
     // One that means it by a wildcard is not for it alone, and not to be taken apart.
     (!items.is_empty() && items.len() < before).then_some(node)
 }

@@ -1,5 +1,6 @@
 //! `route set`: timeouts and retries of a route, and with `limits.rs` what its Service bears.
 
+use super::delete::others;
 use super::mesh::Way;
 use super::{Which, create, gateway, istio, limits, linkerd, native, show};
 use crate::error::{Error, Result};
@@ -197,7 +198,7 @@ fn set(draft: &mut Draft<'_>, mesh: &Mesh, id: &ServiceId, which: &Which, settin
                 "TrafficPolicy" => native::set(&mut node, settings),
                 _ => gateway::set(&mut node, object, &source.field, settings),
             }?;
-            Ok(vec![draft.edit(&now, &node)?])
+            Ok(std::iter::once(draft.edit(&now, &node)?).chain(others(&now, id)).collect())
         }
         // A split has no word for it, and annotations yield to a policy.
         Some(_) => create::policy(draft, id, settings),

@@ -1,5 +1,6 @@
 //! `route split`: shares of a Service's requests.
 
+use super::delete::others;
 use super::mesh::Way;
 use super::set::{candidates, one};
 use super::shares::Share;
@@ -64,6 +65,7 @@ pub fn run(
             let mut node = now.node.clone();
             edit(&mut node, object, &source.field, shares, &context)?;
             done.push(draft.edit(&now, &node)?);
+            done.extend(others(&now, id));
         }
         None => done.extend(create::split(&mut draft, mesh, id, which, shares)?),
     }

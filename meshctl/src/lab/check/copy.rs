@@ -22,6 +22,8 @@ impl Copy {
         let own = Recorded::of(std::process::id() as i32)
             .ok_or_else(|| Error::new("/proc does not show this process", "mount /proc"))?;
         let copy = Self(place().join(format!("{}-{}", own.pid, own.started)));
+        // A lab in a user namespace is this process once more.
+        let _ = std::fs::remove_dir_all(&copy.0);
         let mut private = std::fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
         private.create(&copy.0).during(format!("making {}", copy.0.display()))?;
