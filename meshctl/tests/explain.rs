@@ -419,7 +419,8 @@ impl Client {
             ("--state", path("state")),
             ("--admin", admin.to_string()),
         ];
-        let args = args.into_iter().flat_map(|(flag, value)| [flag.to_string(), value]).collect();
+        let args = args.into_iter().flat_map(|(flag, value)| [flag.to_string(), value]);
+        let args = args.chain(["--everything".to_string()]).collect();
         let bin = Path::new(MESHCTL).with_file_name("weft-proxy");
         let bin = bin.to_str().unwrap();
         let proxy = Proxy::with(Start { bin, admin: Some(admin), args, fileless: true, ..Start::default() });

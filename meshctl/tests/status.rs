@@ -59,12 +59,14 @@ fn a_lab_looked_into() {
     assert!(version.contains("control plane  0.") && version.contains("(4)"), "{version}");
 
     // What a sidecar says of itself.
+    let page = get(&lab, &["explain", "GET", "http://hello:8080/", "--from", "client", "--live"]);
+    assert!(page.contains("Now          hello.default:8080/v1: not called yet"), "{page}");
+    lab.get(&["exec", "client", "--", "curl", "-sf", "http://hello:8080/"]);
     let config = get(&lab, &["proxy", "config", "client"]);
     assert!(
         config.contains("hello.default") && config.contains("hello.0,hello.1") && config.contains("v1,v2"),
         "{config}"
     );
-    lab.get(&["exec", "client", "--", "curl", "-sf", "http://hello:8080/"]);
     let clusters = get(&lab, &["proxy", "clusters", "client"]);
     assert!(clusters.contains("hello.default:8080/v1") && clusters.contains("healthy"), "{clusters}");
     let certs = get(&lab, &["proxy", "certs", "hello-v1"]);
@@ -93,12 +95,14 @@ fn a_lab_looked_into() {
 
     // A slip of the pen is told with its place, and by the exit code.
     let text = std::fs::read_to_string(dir.join("virtual-service.yaml")).unwrap();
+    let line = 1 + text.lines().position(|l| l.contains("weight: 90")).unwrap();
     dir.write("virtual-service.yaml", text.replace("weight: 90", "weight: much"));
     let end = Instant::now() + LIMIT;
     loop {
         let (code, text, _) = run(&lab, &["status"]);
         if code == Some(1) {
-            assert!(text.contains("virtual-service.yaml:13: error: virtualservice/hello.default"), "{text}");
+            let place = format!("virtual-service.yaml:{line}: error: virtualservice/hello.default");
+            assert!(text.contains(&place), "{text}");
             break;
         }
         assert!(Instant::now() < end, "{text}");

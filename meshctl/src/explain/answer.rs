@@ -84,7 +84,7 @@ fn plain(mesh: &Mesh, client: &Pod, dialled: &[SocketAddr], asked: &Asked, out: 
     let endpoint = |at: &SocketAddr| {
         json!({
             "address": at.to_string(), "probability": probability, "security": "plaintext", "http": "as the app speaks",
-            "pod": mesh.pod_at(at.ip()).map(|pod| pod.id.name), "server": server(mesh, client, *at, false),
+            "pod": mesh.pod_at(at.ip()).map(|pod| &pod.id.name), "server": server(mesh, client, *at, false),
         })
     };
     out["action"] = json!("plain");

@@ -19,10 +19,12 @@ pub async fn add(lab: &Lab, client: &Pod, answer: &mut Json) -> Result<()> {
         let subset = backend["subset"].as_str().unwrap_or_default();
         let (service, namespace) = (backend["service"].as_str()?, backend["namespace"].as_str()?);
         let name = format!("outbound|{}|{subset}|{service}.{namespace}.svc.cluster.local", backend["port"]);
-        let found = clusters.iter().find(|c| c.name == name)?;
+        let Some(found) = clusters.iter().find(|c| c.name == name) else {
+            return Some(json!({"name": backend["name"], "held": false}));
+        };
         let endpoints = found.endpoints.iter().map(|e| json!({"address": e.address, "state": e.state()}));
         Some(json!({
-            "name": backend["name"], "connections": found.figure("cx_active"), "requests": found.figure("rq_active"),
+            "name": backend["name"], "held": true, "connections": found.figure("cx_active"), "requests": found.figure("rq_active"),
             "pending": found.figure("rq_pending_active"), "ejections": found.figure("outlier_ejections"),
             "endpoints": endpoints.collect::<Vec<_>>(),
         }))

@@ -34,6 +34,8 @@ pub struct Mesh {
     view: View,
     /// What the lab's DNS answers from.
     pub names: Names,
+    /// Every pod that runs somewhere.
+    pods: Vec<Pod>,
     /// `None`: a folder alone.
     pub lab: Option<Lab>,
     pub place: String,
@@ -85,39 +87,18 @@ impl Mesh {
         let (world, ledger) = translate(&objects, &Options::default());
         let view = View::new(&world, &Json::Object(Default::default()), &View::default());
         let services = service::services(&objects, &mut Vec::new());
-        let pods = objects.of("", "Pod").filter_map(|o| named(o)).collect();
-        Ok(Self {
-            problems: manifests.problems,
-            world,
-            ledger,
-            view,
-            names: Names { services, pods },
-            objects,
-            lab,
-            place: from,
-        })
+        let names = Names { services, pods: objects.of("", "Pod").filter_map(named).collect() };
+        let pods = objects.of("", "Pod").filter_map(|object| pod(object, &world)).collect();
+        Ok(Self { problems: manifests.problems, world, ledger, view, names, pods, objects, lab, place: from })
     }
 
-    /// Every pod that runs somewhere.
-    pub fn pods(&self) -> impl Iterator<Item = Pod> + '_ {
-        self.objects.of("", "Pod").filter_map(|object| {
-            let whole = json(&object.node);
-            let address = whole["status"]["podIP"].as_str()?.parse().ok();
-            let id = PodId { namespace: object.namespace.clone(), name: object.name.clone() };
-            let owner = text(&whole["metadata"]["ownerReferences"][0]["name"]);
-            let identity = self.world.pods.get(&id).map(|pod| pod.identity.clone());
-            let workload = owner.unwrap_or_else(|| object.name.clone());
-            Some(Pod { id, workload, address, identity, labels: object.labels.clone() })
-        })
-    }
-
-    pub fn pod_at(&self, address: IpAddr) -> Option<Pod> {
-        self.pods().find(|pod| pod.address == Some(address))
+    pub fn pod_at(&self, address: IpAddr) -> Option<&Pod> {
+        self.pods.iter().find(|pod| pod.address == Some(address))
     }
 
     /// The pod that is meant by its name or its workload's, with `NAMESPACE/` or a kind before it.
     pub fn client(&self, wanted: &str, namespace: Option<&str>) -> Result<Pod> {
-        let all: Vec<Pod> = self.pods().collect();
+        let all = &self.pods;
         let known = |n: &str| all.iter().any(|pod| pod.id.namespace == n);
         let (before, name) = match wanted.split_once('/') {
             Some((before, name)) => (Some(before).filter(|n| known(n)), name),
@@ -153,8 +134,8 @@ impl Mesh {
         let document = |name: &str| -> Option<Json> {
             wanted.pieces.get(name).and_then(|piece| serde_json::from_slice(&piece.document).ok())
         };
-        let mut sight = Sight::default();
-        sight.withheld = self.view.withheld.iter().map(|w| format!("{}: {}", w.name, w.why)).collect();
+        let withheld = self.view.withheld.iter().map(|w| format!("{}: {}", w.name, w.why)).collect();
+        let mut sight = Sight { withheld, ..Sight::default() };
         let listeners = document("proxy").map(|proxy| listeners(&proxy)).unwrap_or_default();
         sight.outbound = listeners.into_iter().find(|l| !l.role.is_inbound());
         let mut registry = Registry::default();
@@ -221,6 +202,16 @@ fn entries(document: &Json) -> Vec<Entry> {
     let mut diags = Diags::tolerant();
     let node = yaml::parse(&document.to_string(), &mut diags);
     node.and_then(|node| Entry::read(&mut Cursor::new(&node, &mut diags), DEFAULT_NAMESPACE)).unwrap_or_default()
+}
+
+fn pod(object: &Arc<Object>, world: &World) -> Option<Pod> {
+    let whole = json(&object.node);
+    let address = whole["status"]["podIP"].as_str()?.parse().ok();
+    let id = PodId { namespace: object.namespace.clone(), name: object.name.clone() };
+    let owner = text(&whole["metadata"]["ownerReferences"][0]["name"]);
+    let identity = world.pods.get(&id).map(|pod| pod.identity.clone());
+    let workload = owner.unwrap_or_else(|| object.name.clone());
+    Some(Pod { id, workload, address, identity, labels: object.labels.clone() })
 }
 
 /// As the lab's DNS sees a pod.

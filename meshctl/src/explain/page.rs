@@ -383,6 +383,11 @@ impl Page {
     fn live(&mut self, a: &Json) {
         for (i, backend) in rows(&a["live"]).iter().enumerate() {
             let label = if i == 0 { "Now" } else { "" };
+            if backend["held"] == false {
+                let text = format!("{}: not called yet, so the sidecar holds nothing of it", word(backend, "name"));
+                self.plain(label, &text);
+                continue;
+            }
             let text = format!(
                 "{}: {} connections, {} requests, {} waiting",
                 word(backend, "name"),

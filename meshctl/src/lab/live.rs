@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 /// What rates are over.
 const WINDOW: Duration = Duration::from_secs(5);
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(250);
 /// Lines that are left to the news.
 const NEWS: usize = 6;
 

@@ -78,20 +78,22 @@ pub fn real(ports: &[(u16, u16)], port: u16) -> u16 {
 
 /// Has a program listen on its real ports. `own` is its container's first.
 pub fn rewrite(program: &mut Program, env: &mut Vec<(String, String)>, ports: &[(u16, u16)], own: Option<u16>) {
+    // Being told of another port is not enough: its usual one may be taken here.
     let mut told = false;
+    let is_own = |word: &str| own.is_some_and(|own| word.rsplit(':').next() == Some(own.to_string().as_str()));
     for word in program.argv.iter_mut().skip(1) {
         // `--port=8080`, `-listen=:8080`, `8080`.
         let at = word.rfind('=').map_or(0, |i| i + 1);
         if let Some(new) = listens(&word[at..], ports) {
+            told |= is_own(&word[at..]);
             *word = format!("{}{new}", &word[..at]);
-            told = true;
         }
     }
     for (name, value) in program.env.iter_mut().chain(env.iter_mut()) {
         let is_port = name == "PORT" || name.ends_with("_PORT") || value.contains(':');
         if let Some(new) = listens(value, ports).filter(|_| is_port) {
+            told |= is_own(value);
             *value = new;
-            told = true;
         }
     }
     if let Some(own) = own.filter(|_| !told && !env.iter().any(|(name, _)| name == "PORT")) {
@@ -297,7 +299,10 @@ mod tests {
         assert_eq!(program.argv, wanted);
         assert_eq!(program.env, [pair("A_PORT", "18002")]);
         assert_eq!(env, [pair("URL", "http://users:8080"), pair("ADDR", "0.0.0.0:18001"), pair("LIMIT", "8080")]);
-        // Who is told nothing is told by PORT.
+        // Who is told nothing of its first port is told by PORT.
+        let (mut program, mut env) = (Program::default(), vec![pair("TCP_PORT", "9090")]);
+        rewrite(&mut program, &mut env, &ports, Some(8080));
+        assert_eq!(env, [pair("TCP_PORT", "18002"), pair("PORT", "18001")]);
         let (mut program, mut env) = (Program { argv: words(&["app"]), ..Program::default() }, Vec::new());
         rewrite(&mut program, &mut env, &ports, Some(8080));
         assert_eq!(env, [pair("PORT", "18001")]);
