@@ -14,7 +14,7 @@ use weft_dialects::{Ledger, Objects, World};
 pub type Translate = Arc<dyn Fn(&Objects) -> (World, Ledger) + Send + Sync>;
 
 /// Nothing new for as long, or something new all the time for as long.
-const QUIET: Duration = Duration::from_millis(50);
+const QUIET: Duration = Duration::from_millis(25);
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is in force.

@@ -1,5 +1,5 @@
 //! Folders of YAML, with all below them. Files come and go, are replaced, written in place, and are links that are turned (as
-//! mounted ConfigMaps are); a look at their stamps ten times a second sees all of it and needs no kernel queue that can
+//! mounted ConfigMaps are); a look at their stamps twenty times a second sees all of it and needs no kernel queue that can
 //! overflow. A file is read when it has stopped changing. One with a mistake keeps the objects it had before, and its mistakes
 //! are published beside them; the other files are not touched by it.
 
@@ -16,9 +16,9 @@ use weft_dialects::object::{self, Object, ObjectRef, Objects};
 use weft_policy::diag::{Diags, Pos};
 use weft_policy::yaml;
 
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(50);
 /// A file that changes with every look is read all the same, after as many.
-const PATIENCE: u32 = 20;
+const PATIENCE: u32 = 40;
 const MAX_DEPTH: usize = 16;
 const MAX_FILES: usize = 10_000;
 
