@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 
 pub const PORT: u16 = 15012;
 pub const ADMIN: u16 = 15014;
-const SIDECAR_ADMIN: u16 = 15000;
+pub const SIDECAR_ADMIN: u16 = 15000;
 
 #[derive(Debug)]
 pub struct Control {

@@ -1,5 +1,6 @@
 //! What a process is recorded by, and how one is started inside a pod.
 
+use super::control;
 use super::isolation::Isolation;
 use super::net::{Netns, OUTBOUND};
 use super::record::Lab;
@@ -114,7 +115,10 @@ impl Inside {
     /// What the programs inside are told besides their own.
     pub fn environment(&self) -> Vec<(String, String)> {
         let proxy = self.proxy.map(|proxy| format!("http://{proxy}"));
-        let proxied = proxy.map(|url| [("http_proxy", url), ("no_proxy", "localhost,127.0.0.1".into())]);
+        // The sidecar's pages are where the sidecar is, and not everywhere that is called localhost.
+        let admin = self.proxy.map(|proxy| format!("{}:{}", proxy.ip(), control::SIDECAR_ADMIN)).unwrap_or_default();
+        let proxied =
+            proxy.map(|url| [("http_proxy", url), ("no_proxy", "localhost,127.0.0.1".into()), ("WEFT_ADMIN", admin)]);
         let all = [("HOSTNAME", self.hostname.clone()), (OF_LAB, self.lab.clone())];
         all.into_iter().chain(proxied.into_iter().flatten()).map(|(k, v)| (k.to_string(), v)).collect()
     }

@@ -184,6 +184,7 @@ async fn work(
         }
     };
     let (reports, inbox) = mpsc::unbounded_channel();
+    let real_ports = loopback::Ports::of(lab.network);
     let context = Arc::new(Context { lab, hub, control, view: seen, reports });
     let mut up = Up {
         options,
@@ -197,7 +198,7 @@ async fn work(
         view,
         rules: String::new(),
         forwards: Vec::new(),
-        real_ports: loopback::Ports::default(),
+        real_ports,
         traffic,
         said: BTreeSet::new(),
         written: Value::Null,
