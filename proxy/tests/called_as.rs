@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use weft_testkit::dir::{TempDir, free_addr};
@@ -84,10 +84,10 @@ fn curl() {
     let output = Command::new(BIN).args(["curl", "-s", &url("/ready")]).output().unwrap();
     assert_eq!(output.stdout, b"LIVE\n");
     // A reader that had enough.
-    let mut child =
-        Command::new(c.program("curl")).args(["-s", &url("/stats")]).stdout(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    assert_eq!(child.wait().unwrap().code(), Some(23));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let code = Command::new(c.program("curl")).args(["-s", &url("/stats")]).stdout(writer).status().unwrap().code();
+    assert_eq!(code, Some(23));
 }
 
 #[test]

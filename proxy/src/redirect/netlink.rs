@@ -46,7 +46,10 @@ impl Message {
     }
 
     pub fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
-        self.attribute(kind, |inside| inside.0.extend(value))
+        self.attribute(kind, |inside| {
+            inside.0.extend(value);
+            inside
+        })
     }
 
     /// Names end with a zero byte.
@@ -54,6 +57,7 @@ impl Message {
         self.attribute(kind, |inside| {
             inside.0.extend(name.as_bytes());
             inside.0.push(0);
+            inside
         })
     }
 
@@ -62,11 +66,11 @@ impl Message {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self) -> &mut Self) -> &mut Self {
         self.attribute(kind | NESTED, fill)
     }
 
-    fn attribute(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+    fn attribute(&mut self, kind: u16, fill: impl FnOnce(&mut Self) -> &mut Self) -> &mut Self {
         let start = self.0.len();
         self.0.extend([0; 4]);
         fill(self);
@@ -260,8 +264,9 @@ mod tests {
         let mut message = Message::new(1, 0, &[]);
         message.name(9, "weft").nest(4, |m| {
             for n in numbers {
-                m.nest(1, |m| drop(m.number(2, *n)));
+                m.nest(1, |m| m.number(2, *n));
             }
+            m
         });
         message
     }

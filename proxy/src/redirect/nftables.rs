@@ -132,7 +132,7 @@ fn chain(chain: &Chain) -> Message {
             Hook::Prerouting => 0,
             Hook::Output => 3,
         };
-        m.nest(4, |m| drop(m.number(1, number).number(2, Hook::PRIORITY as u32)));
+        m.nest(4, |m| m.number(1, number).number(2, Hook::PRIORITY as u32));
         m.number(5, ACCEPT).name(7, "nat");
     }
     m
@@ -146,16 +146,15 @@ fn rule(chain: &Chain, rule: &Rule) -> Message {
     m.nest(4, |m| {
         rule.when.iter().for_each(|when| matching(m, when));
         match &rule.then {
-            Verdict::Return => immediate(m, VERDICT, |m| drop(m.nest(2, |m| drop(m.number(1, -5i32 as u32))))),
-            Verdict::Goto(to) => immediate(m, VERDICT, |m| {
-                m.nest(2, |m| drop(m.number(1, -4i32 as u32).name(2, to)));
-            }),
+            Verdict::Return => immediate(m, VERDICT, |m| m.nest(2, |m| m.number(1, -5i32 as u32))),
+            Verdict::Goto(to) => immediate(m, VERDICT, |m| m.nest(2, |m| m.number(1, -4i32 as u32).name(2, to))),
             Verdict::Redirect(port) => {
-                immediate(m, REGISTER, |m| drop(m.bytes(1, &port.to_be_bytes())));
+                immediate(m, REGISTER, |m| m.bytes(1, &port.to_be_bytes()));
                 // Flags: the port is given.
-                expression(m, "redir", |m| drop(m.number(1, REGISTER).number(3, 2)));
+                expression(m, "redir", |m| m.number(1, REGISTER).number(3, 2));
             }
         }
+        m
     });
     m
 }
@@ -235,32 +234,32 @@ fn address(m: &mut Message, net: ipnet::IpNet, v4: u32, v6: u32) {
     if net.prefix_len() < net.max_prefix_len() {
         expression(m, "bitwise", |m| {
             m.number(1, REGISTER).number(2, REGISTER).number(3, length);
-            m.nest(4, |m| drop(m.bytes(1, &mask)));
-            m.nest(5, |m| drop(m.bytes(1, &vec![0; mask.len()])));
+            m.nest(4, |m| m.bytes(1, &mask));
+            m.nest(5, |m| m.bytes(1, &vec![0; mask.len()]))
         });
     }
     compare(m, EQUAL, &address);
 }
 
-fn expression(m: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
-    m.nest(1, |m| drop(m.name(1, name).nest(2, fill)));
+fn expression(m: &mut Message, name: &str, fill: impl FnOnce(&mut Message) -> &mut Message) {
+    m.nest(1, |m| m.name(1, name).nest(2, fill));
 }
 
 fn meta(m: &mut Message, key: u32) {
-    expression(m, "meta", |m| drop(m.number(1, REGISTER).number(2, key)));
+    expression(m, "meta", |m| m.number(1, REGISTER).number(2, key));
 }
 
 fn payload(m: &mut Message, base: u32, offset: u32, length: u32) {
-    expression(m, "payload", |m| drop(m.number(1, REGISTER).number(2, base).number(3, offset).number(4, length)));
+    expression(m, "payload", |m| m.number(1, REGISTER).number(2, base).number(3, offset).number(4, length));
 }
 
 fn compare(m: &mut Message, how: u32, with: &[u8]) {
     expression(m, "cmp", |m| {
         m.number(1, REGISTER).number(2, how);
-        m.nest(3, |m| drop(m.bytes(1, with)));
+        m.nest(3, |m| m.bytes(1, with))
     });
 }
 
-fn immediate(m: &mut Message, to: u32, data: impl FnOnce(&mut Message)) {
-    expression(m, "immediate", |m| drop(m.number(1, to).nest(2, data)));
+fn immediate(m: &mut Message, to: u32, data: impl FnOnce(&mut Message) -> &mut Message) {
+    expression(m, "immediate", |m| m.number(1, to).nest(2, data));
 }

@@ -1,16 +1,13 @@
 //! Which connections of a pod go through its sidecar: the rules, and how they look as nft text.
 
 use super::Redirect;
+use crate::sys::sockopt::OWN_APP_SEES;
 use ipnet::IpNet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 pub const TABLE: &str = "weft";
-
-/// What a sidecar dials its own app from: `sys::sockopt`.
-pub const TO_ITS_APP: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)), IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6))];
 
 /// The sidecar's own ports on the pod's address: status, readiness and metrics, as Istio's and as Linkerd's users ask them.
 const OWN_PORTS: [u16; 4] = [15020, 15021, 15090, 4191];
@@ -86,7 +83,7 @@ pub fn chains(ask: &Redirect) -> Vec<Chain> {
     // A sidecar that calls its own pod through a Service arrives at itself, so that the app is reached as by any other caller;
     // but not what it passes on to its app.
     let mut sidecar = vec![leave_alone(Match::Loopback(false))];
-    sidecar.extend(TO_ITS_APP.map(|ip| leave_alone(Match::From(ip.into()))));
+    sidecar.extend(OWN_APP_SEES.map(|ip| leave_alone(Match::From(ip.into()))));
     sidecar.extend(loopback().map(|net| leave_alone(Match::To(net))));
     sidecar.push(rule(Match::Tcp, Verdict::Goto("inbound")));
 
