@@ -186,7 +186,7 @@ fn what_is_left_alone() {
 fn set_again_and_taken_away() {
     let w = world();
     // Somebody else's stay.
-    w.pod.nft("table inet theirs { chain a { type filter hook input priority 0; } }");
+    w.pod.nft("table inet theirs {\nchain a { type filter hook input priority 0; policy accept; }\n}\n");
     let empty = w.listed();
     assert!(w.set(&["--remove"]).contains("gone"), "nothing there is no error");
     assert_eq!(w.listed(), empty);

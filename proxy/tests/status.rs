@@ -20,6 +20,13 @@ fn ask(to: SocketAddr, method: &str, path: &str) -> Response {
     http1(to).request(method, path, &[], b"").expect("an answer")
 }
 
+fn yaml(admin: SocketAddr) -> String {
+    format!(
+        "admin: {admin}\nlisteners: [{{name: front, role: hop, address: \"127.0.0.1:0\", to: web}}]\n\
+         services: [{{name: web, port: 80, endpoints: [\"127.0.0.1:9\"]}}]\n"
+    )
+}
+
 #[test]
 fn probes_and_metrics_of_the_app() {
     let (admin, status) = (free_addr(), free_addr());
@@ -59,10 +66,7 @@ fn probes_and_metrics_of_the_app() {
         "/app-health/late/livez": http(silent.local_addr().unwrap().port()),
     });
     let scrape = json!({"scrape": "true", "path": "/metrics", "port": metrics.port().to_string()});
-    let yaml = format!(
-        "admin: {admin}\nlisteners: [{{name: front, role: hop, address: \"127.0.0.1:0\", to: web}}]\n\
-         services: [{{name: web, port: 80, endpoints: [\"127.0.0.1:9\"]}}]\n"
-    );
+    let yaml = yaml(admin);
     let mut proxy = Proxy::with(Start {
         bin: BIN,
         yaml: &yaml,
@@ -110,7 +114,7 @@ fn probes_and_metrics_of_the_app() {
 #[test]
 fn variables_that_cannot_be_read() {
     let admin = free_addr();
-    let yaml = format!("admin: {admin}\nlisteners: []\n");
+    let yaml = yaml(admin);
     let mut proxy = Proxy::with(Start {
         bin: BIN,
         yaml: &yaml,
