@@ -18,7 +18,7 @@ use std::str::FromStr;
 
 /// Sets the rules that lead a pod's connections through its sidecar, in place of those it set before, and exits.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "weft-proxy redirect", version, after_help = EXAMPLES)]
+#[command(name = "weft-proxy redirect", bin_name = "weft-proxy redirect", version, after_help = EXAMPLES)]
 pub struct Redirect {
     /// Where the app's own connections go
     #[arg(long, value_name = "PORT", default_value = "15001", value_parser = clap::value_parser!(u16).range(1..))]
@@ -72,7 +72,7 @@ pub struct Redirect {
 const EXAMPLES: &str = "\
 Examples:
   weft-proxy redirect                                  all TCP, as in a pod with nothing special
-  weft-proxy redirect --print                          what that would be, as nft text; needs no rights
+  weft-proxy redirect --print                          that as nft text; needs no rights
   weft-proxy redirect --skip-outbound-ports 3306,6000-6010 --skip-inbound-ports 22
   weft-proxy redirect --outbound-cidrs 10.96.0.0/12,fd00::/8 --skip-outbound-cidrs 10.96.0.1/32
   weft-proxy redirect --inbound-ports '' --skip-uids 2000
