@@ -39,9 +39,7 @@ pub fn decide(settings: &Settings, request: &Request<'_>, pod: &Template<'_>, wa
         return Decision::Skip(why);
     }
     match runs_as_sidecar(pod) {
-        Some(who) => Decision::Refuse(format!(
-            "{who}, which is the sidecar's: what it sends would go past the mesh"
-        )),
+        Some(who) => Decision::Refuse(format!("{who}, which is the sidecar's: what it sends would go past the mesh")),
         None => decision,
     }
 }
@@ -74,7 +72,8 @@ fn asked(settings: &Settings, request: &Request<'_>, pod: &Template<'_>, warning
 
     // The pod's words.
     let own = on_pod(OWN);
-    let word = own.read(pod.label(OWN).as_deref(), warnings).or_else(|| own.read(pod.annotation(OWN).as_deref(), warnings));
+    let word =
+        own.read(pod.label(OWN).as_deref(), warnings).or_else(|| own.read(pod.annotation(OWN).as_deref(), warnings));
     match word {
         Some(Word::Yes(why)) => return inject(Dialect::Weft, why),
         Some(Word::No(why)) => return Decision::Skip(why),
@@ -95,7 +94,9 @@ fn asked(settings: &Settings, request: &Request<'_>, pod: &Template<'_>, warning
         let why = format!("{REVISION}={} on {place}", plain(value));
         match settings.revisions.iter().any(|r| r == value) {
             true => Word::Yes(why),
-            false => Word::No(format!("{why} asks for another control plane; this one is {}", settings.revisions.join(", "))),
+            false => {
+                Word::No(format!("{why} asks for another control plane; this one is {}", settings.revisions.join(", ")))
+            }
         }
     };
     let revision_here = pod.label(REVISION).map(|value| revision("the pod", &value));
@@ -178,7 +179,8 @@ impl Switch {
         let why = format!("{}={} on {}", self.name, plain(value), self.place);
         match value {
             "ingress" if self.name == LINKERD => {
-                warnings.add(format!("{why}: taken as enabled, for this sidecar routes by the address that was called"));
+                warnings
+                    .add(format!("{why}: taken as enabled, for this sidecar routes by the address that was called"));
                 Some(Word::Yes(why))
             }
             "true" | "enabled" => Some(Word::Yes(why)),

@@ -1,6 +1,7 @@
 //! The difference of two documents as operations of RFC 6902, which is how a webhook answers.
 
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 
 /// Operations that make `to` of `from`.
 pub fn diff(from: &Value, to: &Value) -> Vec<Value> {
@@ -32,13 +33,12 @@ fn maps(from: &Map<String, Value>, to: &Map<String, Value>, path: &mut String, o
 
 /// Elements are known by their names, so that one put before others does not change them all.
 fn lists(from: &[Value], to: &[Value], path: &mut String, out: &mut Vec<Value>) {
-    let stays = |name: &str| to.iter().any(|v| name_of(v) == Some(name));
-    for (i, _) in from.iter().enumerate().rev().filter(|(_, v)| !name_of(v).is_some_and(stays)) {
+    let (old, new) = (by_name(from), by_name(to));
+    for (i, _) in from.iter().enumerate().rev().filter(|(_, v)| !name_of(v).is_some_and(|n| new.contains_key(n))) {
         below(path, &i.to_string(), |path| out.push(json!({"op": "remove", "path": path})));
     }
     for (i, new) in to.iter().enumerate() {
-        let old = from.iter().find(|v| name_of(v) == name_of(new));
-        below(path, &i.to_string(), |path| match old {
+        below(path, &i.to_string(), |path| match name_of(new).and_then(|n| old.get(n)) {
             Some(old) => walk(old, new, path, out),
             None => out.push(json!({"op": "add", "path": path, "value": new})),
         });
@@ -47,15 +47,15 @@ fn lists(from: &[Value], to: &[Value], path: &mut String, out: &mut Vec<Value>) 
 
 /// Whether all have names, no two the same, and those that stay are in the same order.
 fn ordered(from: &[Value], to: &[Value]) -> bool {
-    let names = |list: &[Value]| -> Option<Vec<String>> {
-        let names: Vec<String> = list.iter().map(|v| name_of(v).map(String::from)).collect::<Option<_>>()?;
-        let mut sorted = names.clone();
-        sorted.sort();
-        sorted.dedup();
-        (sorted.len() == names.len()).then_some(names)
+    let (old, new) = (by_name(from), by_name(to));
+    let stay = |list: &'_ [Value], other: &HashMap<&str, &Value>| -> Vec<String> {
+        list.iter().filter_map(name_of).filter(|n| other.contains_key(n)).map(String::from).collect()
     };
-    let (Some(from), Some(to)) = (names(from), names(to)) else { return false };
-    from.iter().filter(|n| to.contains(n)).eq(to.iter().filter(|n| from.contains(n)))
+    old.len() == from.len() && new.len() == to.len() && stay(from, &new) == stay(to, &old)
+}
+
+fn by_name(list: &[Value]) -> HashMap<&str, &Value> {
+    list.iter().filter_map(|v| Some((name_of(v)?, v))).collect()
 }
 
 fn name_of(value: &Value) -> Option<&str> {

@@ -34,7 +34,8 @@ pub fn merge(pod: &Template<'_>, warnings: &mut Warnings) -> Option<Merged> {
                 }
                 _ => {
                     let where_ = format!("port {}, path {}", shown(&port), shown(&path));
-                    warnings.add(format!("the app's own metrics are not found ({where_}): prometheus.io/port and path"));
+                    warnings
+                        .add(format!("the app's own metrics are not found ({where_}): prometheus.io/port and path"));
                     None
                 }
             }

@@ -137,7 +137,9 @@ fn advise(namespace: &Namespace, template: &Template<'_>, mode: Mode, warnings: 
         let ports = container.get("ports").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         let numbers = ports.iter().filter_map(|p| u16::try_from(p.get("containerPort")?.as_u64()?).ok());
         for number in numbers.filter(|n| OWN.iter().any(|own| own.contains(n))) {
-            warnings.add(format!("container port {number} is the sidecar's own: who of both starts last cannot listen there"));
+            warnings.add(format!(
+                "container port {number} is the sidecar's own: who of both starts last cannot listen there"
+            ));
         }
         for hook in ["postStart", "preStop"] {
             let of = container.get("lifecycle").and_then(|l| l.get(hook)?.get("httpGet"));

@@ -7,7 +7,8 @@ use crate::workload::name;
 use crate::{AGENT, READY, Warnings, shown};
 use serde_json::{Map, Value, json};
 
-const PROBES: [(&str, &str); 3] = [("readinessProbe", "readyz"), ("livenessProbe", "livez"), ("startupProbe", "startupz")];
+const PROBES: [(&str, &str); 3] =
+    [("readinessProbe", "readyz"), ("livenessProbe", "livez"), ("startupProbe", "startupz")];
 const HANDLERS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
 /// A process does not start with more than 128 KiB in one variable.
 const MAX_BYTES: usize = 64 << 10;
@@ -36,7 +37,8 @@ pub fn rewrite(pod: &mut Value, record: &mut Record, warnings: &mut Warnings) ->
                 };
                 bytes += found.entry.to_string().len() + owner.len();
                 if bytes > MAX_BYTES {
-                    warnings.add(format!("{probe} of container {owner} stays as it is: all probes have too many bytes"));
+                    warnings
+                        .add(format!("{probe} of container {owner} stays as it is: all probes have too many bytes"));
                     continue;
                 }
                 let path = format!("/app-health/{owner}/{path}");

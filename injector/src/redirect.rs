@@ -26,7 +26,10 @@ pub fn container(plan: &Plan<'_>) -> Value {
     let lists = [
         ("inbound-ports", wishes.inbound_ports.clone()),
         ("outbound-ports", wishes.outbound_ports.clone()),
-        ("skip-outbound-ports", Some(wishes.skip_outbound_ports.clone().unwrap_or_else(usual)).filter(|l| !l.is_empty())),
+        (
+            "skip-outbound-ports",
+            Some(wishes.skip_outbound_ports.clone().unwrap_or_else(usual)).filter(|l| !l.is_empty()),
+        ),
         ("outbound-cidrs", wishes.outbound_cidrs.clone()),
         ("skip-outbound-cidrs", wishes.skip_outbound_cidrs.clone()),
         ("skip-uids", wishes.skip_uids.clone()),

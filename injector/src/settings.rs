@@ -160,8 +160,11 @@ impl Resources {
             ("memory", &self.memory_request),
             ("ephemeral-storage", &self.storage_request),
         ]);
-        let limits =
-            side([("cpu", &self.cpu_limit), ("memory", &self.memory_limit), ("ephemeral-storage", &self.storage_limit)]);
+        let limits = side([
+            ("cpu", &self.cpu_limit),
+            ("memory", &self.memory_limit),
+            ("ephemeral-storage", &self.storage_limit),
+        ]);
         let mut out = json!({});
         for (name, side) in [("requests", requests), ("limits", limits)] {
             if !side.is_empty() {

@@ -59,7 +59,8 @@ pub fn container(plan: &Plan<'_>, warnings: &mut Warnings) -> Value {
         Mode::Classic => {
             let mut lifecycle = json!({});
             if hold {
-                lifecycle["postStart"] = json!({"exec": {"command": ["pilot-agent", "wait", "--timeoutSeconds", "120"]}});
+                lifecycle["postStart"] =
+                    json!({"exec": {"command": ["pilot-agent", "wait", "--timeoutSeconds", "120"]}});
             }
             // Both are told to end at once, and the app's last requests need a sidecar.
             if plan.linger > 0 {
@@ -150,11 +151,8 @@ fn resources(usual: &Resources, asked: &Resources, warnings: &mut Warnings) -> R
         [request, limit]
     };
     let cpu = pair("CPU", [&usual.cpu_request, &usual.cpu_limit], [&asked.cpu_request, &asked.cpu_limit]);
-    let memory = pair(
-        "memory",
-        [&usual.memory_request, &usual.memory_limit],
-        [&asked.memory_request, &asked.memory_limit],
-    );
+    let memory =
+        pair("memory", [&usual.memory_request, &usual.memory_limit], [&asked.memory_request, &asked.memory_limit]);
     let storage = pair(
         "ephemeral storage",
         [&usual.storage_request, &usual.storage_limit],

@@ -102,14 +102,38 @@ pub const HONOURED: &[Honoured] = &[
     honoured("sidecar.istio.io/rewriteAppHTTPProbers", "false", set!(rewrite_probes = values::yes_or_no)),
     honoured("prometheus.istio.io/merge-metrics", "false", set!(merge_metrics = values::yes_or_no)),
     honoured("proxy.istio.io/config", "concurrency: 2", proxy_config),
-    honoured("readiness.status.sidecar.istio.io/initialDelaySeconds", "7", set!(ready_delay = |v| values::number(v, 0, 3600))),
-    honoured("readiness.status.sidecar.istio.io/periodSeconds", "7", set!(ready_period = |v| values::number(v, 1, 3600))),
-    honoured("readiness.status.sidecar.istio.io/failureThreshold", "7", set!(ready_failures = |v| values::number(v, 1, 3600))),
+    honoured(
+        "readiness.status.sidecar.istio.io/initialDelaySeconds",
+        "7",
+        set!(ready_delay = |v| values::number(v, 0, 3600)),
+    ),
+    honoured(
+        "readiness.status.sidecar.istio.io/periodSeconds",
+        "7",
+        set!(ready_period = |v| values::number(v, 1, 3600)),
+    ),
+    honoured(
+        "readiness.status.sidecar.istio.io/failureThreshold",
+        "7",
+        set!(ready_failures = |v| values::number(v, 1, 3600)),
+    ),
     honoured("traffic.sidecar.istio.io/excludeInboundPorts", "9000", add!(skip_inbound_ports = values::ports)),
-    honoured("traffic.sidecar.istio.io/includeInboundPorts", "8080", set!(inbound_ports = |v| values::which(v, values::ports))),
+    honoured(
+        "traffic.sidecar.istio.io/includeInboundPorts",
+        "8080",
+        set!(inbound_ports = |v| values::which(v, values::ports)),
+    ),
     honoured("traffic.sidecar.istio.io/excludeOutboundPorts", "3306", add!(skip_outbound_ports = values::ports)),
-    honoured("traffic.sidecar.istio.io/excludeOutboundIPRanges", "10.1.0.0/16", add!(skip_outbound_cidrs = values::cidrs)),
-    honoured("traffic.sidecar.istio.io/includeOutboundIPRanges", "10.0.0.0/8", set!(outbound_cidrs = |v| values::which(v, values::cidrs))),
+    honoured(
+        "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+        "10.1.0.0/16",
+        add!(skip_outbound_cidrs = values::cidrs),
+    ),
+    honoured(
+        "traffic.sidecar.istio.io/includeOutboundIPRanges",
+        "10.0.0.0/8",
+        set!(outbound_cidrs = |v| values::which(v, values::cidrs)),
+    ),
     honoured("traffic.sidecar.istio.io/includeOutboundPorts", "443", set!(outbound_ports = values::ports)),
     honoured("config.beta.linkerd.io/proxy-enable-native-sidecar", "false", set!(mode = native)),
     honoured("config.linkerd.io/proxy-enable-native-sidecar", "false", set!(mode = native)),
@@ -120,11 +144,17 @@ pub const HONOURED: &[Honoured] = &[
     honoured("config.linkerd.io/proxy-ephemeral-storage-request", "70Mi", set!(resources.storage_request = bytes)),
     honoured("config.linkerd.io/proxy-ephemeral-storage-limit", "700Mi", set!(resources.storage_limit = bytes)),
     honoured("config.linkerd.io/proxy-log-level", "debug", linkerd_log),
-    honoured("config.linkerd.io/proxy-log-format", "json", set!(log_format = |v| match v {
-        "plain" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("plain or json".into()),
-    })),
+    honoured(
+        "config.linkerd.io/proxy-log-format",
+        "json",
+        set!(
+            log_format = |v| match v {
+                "plain" => Ok(LogFormat::Text),
+                "json" => Ok(LogFormat::Json),
+                _ => Err("plain or json".into()),
+            }
+        ),
+    ),
     honoured("config.linkerd.io/proxy-await", "disabled", set!(hold = values::yes_or_no)),
     honoured("config.linkerd.io/shutdown-grace-period", "7s", set!(drain_seconds = values::seconds)),
     honoured("config.linkerd.io/skip-inbound-ports", "9000", add!(skip_inbound_ports = values::ports)),
@@ -132,24 +162,38 @@ pub const HONOURED: &[Honoured] = &[
     honoured("config.linkerd.io/skip-subnets", "10.1.0.0/16", |w, v, warnings| {
         let more = values::cidrs(v)?;
         w.skip_outbound_cidrs.get_or_insert_default().extend(more);
-        warnings.add("config.linkerd.io/skip-subnets: for what the pod sends; what it is sent from there is taken all the same");
+        warnings.add(
+            "config.linkerd.io/skip-subnets: for what the pod sends; what it is sent from there is taken all the same",
+        );
         Ok(())
     }),
-    honoured("weft.dev/sidecar-mode", "classic", set!(mode = |v| match v {
-        "native" => Ok(Mode::Native),
-        "classic" => Ok(Mode::Classic),
-        _ => Err("native or classic".into()),
-    })),
+    honoured(
+        "weft.dev/sidecar-mode",
+        "classic",
+        set!(
+            mode = |v| match v {
+                "native" => Ok(Mode::Native),
+                "classic" => Ok(Mode::Classic),
+                _ => Err("native or classic".into()),
+            }
+        ),
+    ),
     honoured("weft.dev/cpu-request", "70m", set!(resources.cpu_request = cpu)),
     honoured("weft.dev/cpu-limit", "3", set!(resources.cpu_limit = cpu)),
     honoured("weft.dev/memory-request", "70Mi", set!(resources.memory_request = bytes)),
     honoured("weft.dev/memory-limit", "700Mi", set!(resources.memory_limit = bytes)),
     honoured("weft.dev/log-level", "debug", set!(log_level = values::level)),
-    honoured("weft.dev/log-format", "json", set!(log_format = |v| match v {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("text or json".into()),
-    })),
+    honoured(
+        "weft.dev/log-format",
+        "json",
+        set!(
+            log_format = |v| match v {
+                "text" => Ok(LogFormat::Text),
+                "json" => Ok(LogFormat::Json),
+                _ => Err("text or json".into()),
+            }
+        ),
+    ),
     honoured("weft.dev/workers", "2", set!(workers = |v| values::number(v, 1, 64))),
     honoured("weft.dev/hold-application", "false", set!(hold = values::yes_or_no)),
     honoured("weft.dev/rewrite-probes", "false", set!(rewrite_probes = values::yes_or_no)),
@@ -201,7 +245,10 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("config.linkerd.io/proxy-gid", FIXED),
     ("config.linkerd.io/pod-inbound-ports", "the control plane goes by the ports that containers declare"),
     ("config.linkerd.io/proxy-cpu-ratio-limit", "give proxy-cpu-limit"),
-    ("config.linkerd.io/proxy-admin-shutdown", "native sidecars end by themselves; a classic one takes POST :15020/quitquitquit"),
+    (
+        "config.linkerd.io/proxy-admin-shutdown",
+        "native sidecars end by themselves; a classic one takes POST :15020/quitquitquit",
+    ),
     ("config.linkerd.io/access-log", "the access log is set for the whole mesh"),
     ("config.linkerd.io/enable-debug-sidecar", "use kubectl debug"),
     ("config.alpha.linkerd.io/proxy-wait-before-exit-seconds", "the sidecar ends after the app"),

@@ -19,7 +19,8 @@ pub fn yaml(text: &str) -> Value {
 }
 
 pub fn namespace(name: &str, labels: &[(&str, &str)], annotations: &[(&str, &str)]) -> Namespace {
-    let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<BTreeMap<_, _>>();
+    let map =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<BTreeMap<_, _>>();
     Namespace { name: name.into(), labels: map(labels), annotations: map(annotations) }
 }
 
@@ -30,10 +31,9 @@ pub fn shop() -> Namespace {
 
 pub fn pod(annotations: &[(&str, &str)]) -> Value {
     let mut pod = yaml(
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\n\
-         spec: {containers: [{name: app, image: web:1, ports: [{name: http, containerPort: 8080}],\n\
-         livenessProbe: {httpGet: {path: /live, port: http}},\n\
-         readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}}]}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\nspec:\n  containers:\n  - name: app\n    \
+         image: web:1\n    ports: [{name: http, containerPort: 8080}]\n    livenessProbe: {httpGet: {path: /live, port: \
+         http}}\n    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 2}\n",
     );
     for (key, value) in annotations {
         pod["metadata"]["annotations"][key] = Value::from(*value);
