@@ -137,8 +137,9 @@ fn what_is_said_and_what_stays() {
 
 #[test]
 fn texts_that_cannot_be_edited_are_written_anew() {
-    let text = FILE.replace("- name: app ", "- &app\n        name: app ");
-    let text = text.replace("  - &app", "  - &app").replace("image: 'web:1'\n", "image: 'web:1'\n      - *app\n");
+    let text = FILE.replace("      annotations:\n", "      annotations: &notes\n");
+    let text = text.replace("    spec:\n", "      labels: *notes\n    spec:\n");
+    assert!(text.contains("&notes") && text.contains("*notes"));
     let (with, _) = run(&["inject", "-"], &text);
     assert_eq!(with.matches("restartPolicy: Always").count(), 1, "{with}");
     let (back, _) = run(&["uninject", "-"], &with);
