@@ -119,7 +119,7 @@ const NANO: u128 = 1_000_000_000;
 pub fn quantity(value: &str, of: Amount) -> Result<String, String> {
     let (least, most, right) = match of {
         Amount::Cpu => (NANO / 1000, 1024 * NANO, "cores from 1m to 1024, such as 100m"),
-        Amount::Bytes => (8 * NANO << 20, NANO << 40, "bytes from 8Mi to 1Ti, such as 64Mi"),
+        Amount::Bytes => ((8 * NANO) << 20, NANO << 40, "bytes from 8Mi to 1Ti, such as 64Mi"),
     };
     let found = nanos(value).filter(|n| (least..=most).contains(n));
     found.map(|_| value.to_string()).ok_or_else(|| right.to_string())

@@ -169,9 +169,8 @@ fn pods_that_cannot_have_one() {
     ];
     for (at, value, expected) in rows {
         let mut object = pod(&[]);
-        match at.rsplit_once('/').expect("a pointer") {
-            (parent, key) => object.pointer_mut(parent).expect("there")[key] = value,
-        }
+        let (parent, key) = at.rsplit_once('/').expect("a pointer");
+        object.pointer_mut(parent).expect("there")[key] = value;
         let found = match verdict(&object, &kit::shop()).outcome {
             Outcome::Injected(_) => "injected".into(),
             Outcome::Skipped(why) => format!("skipped: {why}"),

@@ -24,9 +24,11 @@ use weft_policy::yaml;
     kubectl get deploy web -o yaml | meshctl inject - | kubectl apply -f -\n  \
     meshctl inject app.yaml --as istio --mode classic     a container istio-proxy beside the app's\n  \
     meshctl inject app.yaml --settings mesh.yaml -o json\n\n\
-    Every pod gets a sidecar but those that a label or an annotation, of theirs or of a Namespace in the same\n\
-    file, says no for. What is no workload passes as it is. What was done, and warnings, go to standard error.\n\
-    Exit codes: 0 done, 1 a pod was refused or the file is no YAML, 2 wrong use. docs/injection.md has every switch.")]
+    Every pod gets a sidecar but those that a label or an annotation says no for: of theirs, or\n\
+    of a Namespace in the same files. What is no workload passes as it is. What was done, and\n\
+    warnings, go to standard error.\n\
+    Exit codes: 0 done, 1 a pod was refused or a file is no YAML, 2 wrong use.\n\
+    docs/injection.md has every switch.")]
 pub struct Inject {
     /// A file, a folder, or - for standard input
     #[arg(value_name = "FILE", required = true)]
