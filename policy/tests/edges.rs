@@ -14,7 +14,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-tls", &["weft-policy"]),
     ("weft-proxy", &["weft-policy", "weft-tls", "weft-proto"]),
     ("weft-control", &["weft-policy", "weft-tls", "weft-dialects", "weft-proto"]),
-    ("meshctl", &["weft-policy", "weft-dialects", "weft-control", "weft-tls"]),
+    ("weft-injector", &["weft-policy", "weft-tls", "weft-dialects"]),
+    ("meshctl", &["weft-policy", "weft-dialects", "weft-control", "weft-injector", "weft-tls"]),
     ("weft-sample", &[]),
     ("weft-testkit", &["weft-proto"]),
 ];
