@@ -2,7 +2,7 @@
 //! joined to ours, for scrapers. The injector moves both to the status port and hands the originals over in two variables.
 //!
 //! `WEFT_APP_PROBES`: `{"/app-health/CONTAINER/readyz": {"httpGet": {"path": "/", "port": 8080}, "timeoutSeconds": 1}, ...}`, each
-//! an `httpGet`, `tcpSocket` or `grpc` as in Kubernetes. `WEFT_APP_METRICS`: `{"scrape": "true", "path": "/metrics", "port": "9095"}`.
+//! an `httpGet`, `tcpSocket` or `grpc` as in Kubernetes. `WEFT_APP_METRICS`: `{"path": "/metrics", "port": 9095}`.
 
 use crate::sys::sockopt::dialler;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -281,7 +281,7 @@ fn port(of: &Value) -> Result<u16, String> {
 }
 
 fn read_metrics(value: &Value) -> Result<Option<(u16, String)>, String> {
-    if !(value["scrape"] == true || value["scrape"] == "true") {
+    if value["scrape"] == false || value["scrape"] == "false" {
         return Ok(None);
     }
     // Prometheus' own defaults are the container's ports, which nobody knows here.
@@ -310,6 +310,8 @@ mod tests {
             ("/up", &b"1"[..], &b"shop"[..])
         );
         assert_eq!(app.metrics, Some((9095, "/metrics".into())));
+        let metrics = App::read(None, Some(r#"{"port": 80, "path": "/m"}"#), None).unwrap().metrics;
+        assert_eq!(metrics, Some((80, "/m".into())));
         assert!(App::read(None, Some(r#"{"scrape":"false"}"#), None).unwrap().metrics.is_none());
         for (text, word) in [
             ("{", "not JSON"),
