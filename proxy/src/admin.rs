@@ -2,9 +2,10 @@
 //! slows a request.
 //!
 //! Answers are text or JSON, never HTML. Changes need POST from a loopback peer, and the Host must name this machine, so
-//! neither another pod nor a web page in somebody's browser can drain a proxy. A second listener, for the pod's address, only
-//! knows readiness and metrics.
+//! neither another pod nor a web page in somebody's browser can drain a proxy. Further listeners, for the pod's address, only
+//! know readiness and metrics; one of them, the status port, the app's health and metrics too.
 
+pub mod app;
 pub mod clusters;
 pub mod dump;
 pub mod rules;
@@ -14,7 +15,7 @@ pub mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use server::{serve, serve_public};
+pub use server::{serve, serve_public, serve_status};
 
 use crate::telemetry::Hub;
 use std::net::SocketAddr;

@@ -110,7 +110,9 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     });
     shared.telemetry.collect(process.clone());
     let admin = AdminState::new(shared.telemetry.clone(), process);
-    if let Err(why) = open_admin(settings.admin(&first), [first.readiness, first.metrics], admin) {
+    let public = [settings.readiness.or(first.readiness), settings.metrics.or(first.metrics)];
+    let opened = open_admin(settings.admin(&first), public, admin.clone()).and_then(|()| open_status(settings, admin));
+    if let Err(why) = opened {
         tracing::error!("{why}");
         return ExitCode::from(UNUSABLE);
     }
@@ -338,16 +340,25 @@ impl Signals {
 
 /// The admin interface, and its read-only part on further addresses.
 fn open_admin(admin: SocketAddr, public: [Option<SocketAddr>; 2], state: Arc<AdminState>) -> Result<(), String> {
-    let bind = |addr: SocketAddr, what: &str| {
-        // A successor of this process opens the same doors while this one drains.
-        let socket = crate::sys::sockopt::listen(addr).and_then(TcpListener::from_std);
-        socket.map_err(|e| format!("{what} {addr} cannot be opened: {e}"))
-    };
     tokio::task::spawn_local(admin::serve(bind(admin, "the admin address")?, state.clone()));
     for addr in public.into_iter().flatten() {
         tokio::task::spawn_local(admin::serve_public(bind(addr, "the address")?, state.clone()));
     }
     Ok(())
+}
+
+/// The status port: what others ask the app for, through its sidecar.
+fn open_status(settings: &Settings, state: Arc<AdminState>) -> Result<(), String> {
+    let Some(addr) = settings.status else { return Ok(()) };
+    let app = Arc::new(admin::app::App::from_env(settings.mark)?);
+    tokio::task::spawn_local(admin::serve_status(bind(addr, "the status address")?, state, app));
+    Ok(())
+}
+
+fn bind(addr: SocketAddr, what: &str) -> Result<TcpListener, String> {
+    // A successor of this process opens the same doors while this one drains.
+    let socket = crate::sys::sockopt::listen(addr).and_then(TcpListener::from_std);
+    socket.map_err(|e| format!("{what} {addr} cannot be opened: {e}"))
 }
 
 /// Lines on their way to standard error: a reader that stalls costs lines, and never holds a worker up.

@@ -3,11 +3,13 @@
 pub mod accept;
 pub mod admin;
 pub mod app;
+pub mod called_as;
 pub mod config;
 pub mod ending;
 pub mod http;
 pub mod introduction;
 pub mod process;
+pub mod redirect;
 pub mod settings;
 pub mod sys;
 pub mod telemetry;

@@ -2,8 +2,8 @@
 
 use clap::Parser;
 use std::process::ExitCode;
-use weft_proxy::{app, settings::Settings};
+use weft_proxy::{app, called_as, settings::Settings};
 
 fn main() -> ExitCode {
-    app::main(&Settings::parse())
+    called_as::other(std::env::args_os()).unwrap_or_else(|| app::main(&Settings::parse()))
 }

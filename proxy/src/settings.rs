@@ -59,6 +59,18 @@ pub struct Settings {
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
 
+    /// A further address for readiness probes; else the file's `readiness`
+    #[arg(long, value_name = "ADDR")]
+    pub readiness: Option<SocketAddr>,
+
+    /// A further address for scrapes of the proxy's metrics; else the file's `metrics`
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<SocketAddr>,
+
+    /// An address for the app's probes (WEFT_APP_PROBES), its metrics (WEFT_APP_METRICS) joined to the proxy's, and the end
+    #[arg(long, value_name = "ADDR")]
+    pub status: Option<SocketAddr>,
+
     /// Mark for connections to endpoints (SO_MARK; takes CAP_NET_ADMIN), for redirection rules that cannot go by a group
     #[arg(long, value_name = "N")]
     pub mark: Option<u32>,
@@ -91,6 +103,7 @@ Examples:
   weft-proxy --config sidecar.yaml --validate -o json
   weft-proxy --config sidecar.yaml --workers 2 --admin 127.0.0.1:15000 --log debug
   kill -HUP PID                                     read the file again now
+  weft-proxy redirect                               lead a pod's connections through its sidecar (--help has more)
   weft-proxy --control 10.0.0.2:15012 --trust-root root.pem --token-file token --pod demo/web-1 --state /run/weft
 
 A file that makes http://127.0.0.1:8080 a proxy for two backends:

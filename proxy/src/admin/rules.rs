@@ -10,6 +10,8 @@ pub enum Door {
     Admin,
     /// The pod's address: readiness and metrics, nothing else.
     Public,
+    /// The pod's address, the status port: the same with the app's, and the end of the sidecar for those in the pod.
+    Status,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,7 @@ pub const PATHS: &[(&str, Path, &str, bool, bool)] = &[
     ("/", Path::Index, "this list", false, false),
     ("/help", Path::Help, "this list", false, false),
     ("/ready", Path::Ready, "200 LIVE, or 503 and why not", true, false),
+    ("/healthz/ready", Path::Ready, "the same", true, false),
     ("/live", Path::Live, "200 while the process runs", true, false),
     ("/stats", Path::Stats, "counters and gauges, one per line", false, false),
     ("/stats/prometheus", Path::Metrics, "metrics in Prometheus' text format", true, false),
@@ -59,8 +62,11 @@ pub fn admit(
     path: &str,
     headers: &HeaderMap,
 ) -> Result<Path, (StatusCode, &'static str)> {
-    let known = PATHS.iter().find(|(name, _, _, public, _)| *name == path && (door == Door::Admin || *public));
-    if door == Door::Admin && !host_is_ours(headers, bound) {
+    let known = PATHS.iter().find(|(name, _, _, public, changes)| {
+        *name == path && (door == Door::Admin || *public || (door == Door::Status && *changes))
+    });
+    let trusted = door == Door::Admin || (door == Door::Status && known.is_some_and(|(.., changes)| *changes));
+    if trusted && !host_is_ours(headers, bound) {
         return Err((StatusCode::MISDIRECTED_REQUEST, "the Host is not this machine's\n"));
     }
     let Some((_, what, _, _, changes)) = known else {
@@ -122,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_table() {
-        use Door::{Admin, Public};
+        use Door::{Admin, Public, Status};
         let local: &[(&'static str, &str)] = &[("host", "localhost:15000")];
         let table: &[(Door, &str, &str, &str, &[(&'static str, &str)], u16)] = &[
             (Admin, "127.0.0.1", "GET", "/stats", local, 200),
@@ -161,6 +167,17 @@ mod tests {
             (Public, "127.0.0.1", "POST", "/drain", local, 404),
             (Public, "127.0.0.1", "POST", "/quitquitquit", local, 404),
             (Public, "127.0.0.1", "GET", "/", local, 404),
+            (Status, "10.0.0.9", "GET", "/healthz/ready", &[("host", "anything")], 200),
+            (Status, "10.0.0.9", "GET", "/stats/prometheus", &[], 200),
+            (Status, "127.0.0.1", "GET", "/stats", local, 404),
+            (Status, "127.0.0.1", "GET", "/config_dump", local, 404),
+            (Status, "127.0.0.1", "POST", "/logging", local, 404),
+            (Status, "127.0.0.1", "POST", "/drain", local, 200),
+            (Status, "127.0.0.1", "POST", "/quitquitquit", local, 200),
+            (Status, "127.0.0.1", "GET", "/quitquitquit", local, 405),
+            (Status, "10.0.0.9", "POST", "/quitquitquit", &[("host", "10.0.0.5")], 403),
+            (Status, "127.0.0.1", "POST", "/quitquitquit", &[("host", "evil.example")], 421),
+            (Status, "127.0.0.1", "POST", "/drain", &[("host", "localhost"), ("origin", "http://evil")], 403),
         ];
         for (door, peer, method, path, headers, status) in table {
             assert_eq!(ask(*door, peer, method, path, headers), *status, "{door:?} {peer} {method} {path} {headers:?}");

@@ -1,10 +1,11 @@
 //! The admin listeners: one question per connection, bounded in number and in time.
 
+use super::app::{App, HEALTH};
 use super::rules::{self, Door, Path};
 use super::{AdminState, State, clusters, dump, stats};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use std::convert::Infallible;
@@ -31,15 +32,20 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Serves everything; for loopback.
 pub async fn serve(listener: TcpListener, state: Arc<AdminState>) {
-    accept(listener, state, Door::Admin).await;
+    accept(listener, state, Door::Admin, None).await;
 }
 
 /// Serves readiness and metrics only; for the pod's address.
 pub async fn serve_public(listener: TcpListener, state: Arc<AdminState>) {
-    accept(listener, state, Door::Public).await;
+    accept(listener, state, Door::Public, None).await;
 }
 
-async fn accept(listener: TcpListener, state: Arc<AdminState>, door: Door) {
+/// Serves those, the app's health and metrics, and what ends the sidecar; for the pod's address.
+pub async fn serve_status(listener: TcpListener, state: Arc<AdminState>, app: Arc<App>) {
+    accept(listener, state, Door::Status, Some(app)).await;
+}
+
+async fn accept(listener: TcpListener, state: Arc<AdminState>, door: Door, app: Option<Arc<App>>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -51,19 +57,19 @@ async fn accept(listener: TcpListener, state: Arc<AdminState>, door: Door) {
             }
         };
         let Ok(permit) = room.clone().try_acquire_owned() else { continue };
-        let state = state.clone();
+        let (state, app) = (state.clone(), app.clone());
         tokio::spawn(async move {
-            connection(stream, peer, state, door).await;
+            connection(stream, peer, state, door, app).await;
             drop(permit);
         });
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>, door: Door) {
+async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>, door: Door, app: Option<Arc<App>>) {
     let Ok(bound) = stream.local_addr() else { return };
     let service = service_fn(move |request: Request<Incoming>| {
-        let state = state.clone();
-        async move { Ok::<_, Infallible>(answer(&request, peer, bound, &state, door).await) }
+        let (state, app) = (state.clone(), app.clone());
+        async move { Ok::<_, Infallible>(answer(&request, peer, bound, &state, door, app.as_deref()).await) }
     });
     let serving = hyper::server::conn::http1::Builder::new()
         .keep_alive(false)
@@ -83,12 +89,22 @@ async fn answer(
     bound: SocketAddr,
     state: &Arc<AdminState>,
     door: Door,
+    app: Option<&App>,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
+    if let Some(app) = app
+        && path.starts_with(HEALTH)
+        && let Some(answer) = health(app, request, bound).await
+    {
+        return answer;
+    }
     let admitted = rules::admit(door, peer.ip(), bound, request.method(), path, request.headers());
     let mut response = match admitted {
         Ok(what) => match state.questions.try_acquire() {
-            Ok(_room) => page(what, request, state).await,
+            Ok(_room) => match (page(what, request, state).await, app) {
+                (ours, Some(app)) if what == Path::Metrics => with_theirs(ours, app, bound).await,
+                (page, _) => page,
+            },
             Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "too many questions at once\n"),
         },
         Err((status, why)) => plain(status, why),
@@ -100,6 +116,23 @@ async fn answer(
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(rules::allowed(path)));
     }
     response
+}
+
+/// The app's answer to a probe. `None`: no such probe, or not a question.
+async fn health(app: &App, request: &Request<Incoming>, bound: SocketAddr) -> Option<Response<Full<Bytes>>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return None;
+    }
+    let (status, body) = app.health(request.uri().path(), bound.ip()).await?;
+    Some(plain(status, body))
+}
+
+/// Our metrics and the app's.
+async fn with_theirs(ours: Response<Full<Bytes>>, app: &App, bound: SocketAddr) -> Response<Full<Bytes>> {
+    let (head, body) = ours.into_parts();
+    // It is there already.
+    let text = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    Response::from_parts(head, Full::new(app.metrics(text, bound.ip()).await))
 }
 
 async fn page(what: Path, request: &Request<Incoming>, state: &Arc<AdminState>) -> Response<Full<Bytes>> {

@@ -25,7 +25,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// What a sidecar dials its own app from, as Istio's does. Rules tell it by this from a sidecar that calls its own pod through
 /// a Service, which must arrive at the sidecar.
-const OWN_APP_SEES: [IpAddr; 2] =
+pub const OWN_APP_SEES: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6)), IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6))];
 
 /// A socket to dial `to` with. `mark` is what redirection rules know our connections by where they cannot by a group; to set
