@@ -19,7 +19,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.message)?;
+        f.write_str(&self.message)?;
         if self.hint.is_empty() { Ok(()) } else { write!(f, "\n  try: {}", self.hint) }
     }
 }

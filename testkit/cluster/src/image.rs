@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use aws_lc_rs::digest;
 use serde_json::json;
@@ -58,6 +59,16 @@ impl Image {
     /// The file at `from` on this machine, as an executable.
     pub fn program(self, path: &str, from: &Path) -> Self {
         self.entry(path, Entry::Program(from.into()))
+    }
+
+    /// As `program`, with the shared libraries it needs, as this machine has them: for programs built on this machine for tests.
+    pub fn linked_program(self, path: &str, from: &Path) -> io::Result<Self> {
+        let output = Command::new("ldd").arg(from).output()?;
+        // A static program has none, which `ldd` calls an error.
+        let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+        // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x..)` and `/lib64/ld-linux-x86-64.so.2 (0x..)`
+        let libraries = listed.lines().filter_map(|l| l.split_whitespace().find(|word| word.starts_with('/')));
+        Ok(libraries.fold(self.program(path, from), |image, library| image.program(library, Path::new(library))))
     }
 
     pub fn text(self, path: &str, text: impl Into<Vec<u8>>) -> Self {
@@ -230,7 +241,7 @@ impl Write for Measure {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
 
     use super::*;
 
@@ -296,6 +307,13 @@ mod tests {
         let far = listed.lines().find_map(|l| l.split_once(" usr/").filter(|(_, p)| p.ends_with("/file"))).unwrap().1;
         assert_eq!(tar(&["-xO", &format!("usr/{far}")], &layer), b"far away");
         assert_eq!(tar(&["-xO", "bin/sh"], &layer), std::fs::read("/bin/sh").unwrap());
+    }
+
+    #[test]
+    fn libraries_come_along() {
+        let image = Image::new("a:1").linked_program("bin/own", &std::env::current_exe().unwrap()).unwrap();
+        let has = |end: &str| image.entries.keys().any(|path| path.ends_with(end));
+        assert!(has("bin/own") && has("/libc.so.6"), "{:?}", image.entries.keys());
     }
 
     #[test]

@@ -286,12 +286,9 @@ impl Cluster {
                 }
             }
             if Instant::now() > end {
-                let log = if part == "coredns" { "kubelet" } else { part };
-                return Err(node::failed(
-                    &self.place,
-                    log,
-                    &format!("did not make {part} ready within {} s", limit.as_secs()),
-                ));
+                let (log, what) =
+                    if part == "coredns" { ("kubelet", "has no CoreDNS ready") } else { (part, "was not ready") };
+                return Err(node::failed(&self.place, log, &format!("{what} within {} s", limit.as_secs())));
             }
             std::thread::sleep(Duration::from_millis(100));
         }

@@ -30,12 +30,12 @@ const KERNEL: &[(&str, &str)] = &[
 
 /// `run` and the rest at `/run`, `/var/lib`, `/var/log`; then it tells that it is done and stays.
 const MOUNTS: &str = r#"
-mount --make-rshared /
 cd "$0"
 mount --bind run /run
 mount --bind lib /var/lib
 mount --bind log /var/log
 for file in kernel/*; do mount --bind "$file" "/proc/sys/$(echo "${file#kernel/}" | tr . /)"; done
+mount --make-rshared /
 touch mounted
 cd /
 exec sleep infinity

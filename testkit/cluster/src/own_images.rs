@@ -15,13 +15,14 @@ pub fn all(programs: &Path) -> Result<Vec<Image>> {
     ])
 }
 
-/// `busybox:1`: Debian's static one, under all its names.
+/// `busybox:1`: Debian's, under all its names.
 fn busybox() -> Result<Image> {
     let program = Path::new("/usr/bin/busybox");
     let list = Command::new(program).arg("--list").output().during("busybox")?;
     let image = Image::new("busybox:1")
         .also_named("busybox:1.36")
-        .program("bin/busybox", program)
+        .linked_program("bin/busybox", program)
+        .during("busybox")?
         .text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
         .text("etc/group", "root:x:0:\nnogroup:x:65534:\n")
         .text("etc/nsswitch.conf", "hosts: files dns\n")

@@ -53,7 +53,8 @@ fn install(say: &dyn Fn(&str)) -> Result<()> {
         command.args(args).args(if args[0] == "install" { &wanted[..] } else { &[] });
         command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).output()
     };
-    let install = ["install", "-y", "-qq", "--no-install-recommends"];
+    // Another start, or anybody, may be installing something.
+    let install = ["install", "-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"];
     let mut told = apt(&install);
     if !told.as_ref().is_ok_and(|o| o.status.success()) {
         let _ = apt(&["update", "-qq"]);

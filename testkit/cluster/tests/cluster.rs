@@ -6,9 +6,18 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use weft_cluster::{Cluster, Options, Place};
+
+/// A start removes what others left, and one of these tests wants to find that itself. The first test's cluster runs on beside
+/// the others', so that several do.
+static STARTS: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    STARTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 const PODS: &str = r#"
 apiVersion: v1
@@ -61,7 +70,9 @@ spec:
 #[test]
 fn runs_pods_and_leaves_nothing() {
     let before = machine();
+    let alone = alone();
     let mut cluster = Cluster::start(Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    drop(alone);
     let run = |cluster: &Cluster, args: &[&str]| cluster.kubectl(args).unwrap_or_else(|e| panic!("{e}"));
     let name = cluster.place().name().to_string();
     let inode = fs::metadata(cluster.place().netns()).unwrap().ino();
@@ -108,6 +119,7 @@ fn runs_pods_and_leaves_nothing() {
 
 #[test]
 fn a_start_that_fails_says_which_part_and_leaves_nothing() {
+    let _alone = alone();
     let name = format!("fails-{}", std::process::id());
     let flags = vec![("kube-apiserver", "--no-such-flag".to_string())];
     let error = Cluster::start(Options { name: name.clone(), flags, ..Options::default() }).unwrap_err().to_string();
@@ -117,6 +129,7 @@ fn a_start_that_fails_says_which_part_and_leaves_nothing() {
 
 #[test]
 fn down_finds_what_a_killed_start_left() {
+    let _alone = alone();
     let program = env!("CARGO_BIN_EXE_weft-cluster");
     let name = format!("killed-{}", std::process::id());
     let mut up = Command::new(program).args(["up", "--name", &name]).stderr(Stdio::null()).spawn().unwrap();
