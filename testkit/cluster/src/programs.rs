@@ -107,12 +107,15 @@ fn build(say: &dyn Fn(&str)) -> Result<PathBuf> {
     let begun = Instant::now();
     let terminal = std::io::stderr().is_terminal();
     let (mut total, mut done, mut told) = (0, 0, None::<Instant>);
-    let mut last = VecDeque::new();
+    let (mut fetching, mut last) = (false, VecDeque::new());
     for line in child.stderr.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
         let Ok(line) = line else { break };
         if let Some(number) = line.strip_prefix("packages ") {
             total = number.parse().unwrap_or(0);
             say(&format!("building Kubernetes' programs and CoreDNS, once ({total} packages, minutes)"));
+        } else if line.starts_with("go: downloading") && !fetching {
+            fetching = true;
+            say("fetching Go modules");
         } else if total > 0 && !line.contains(' ') {
             done += 1;
         }
