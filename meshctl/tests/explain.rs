@@ -19,7 +19,7 @@ use weft_dialects::world::PodId;
 use weft_dialects::{Options, translate};
 use weft_policy::diag::Diags;
 use weft_testkit::backend::{self, Action, Backend, Reply};
-use weft_testkit::client::{Response, http1};
+use weft_testkit::client::{Http1, ReadError, Response, http1};
 use weft_testkit::control::Control;
 use weft_testkit::dir::{TempDir, free_addr, free_port};
 use weft_testkit::proxy::{Proxy, Start};
@@ -384,13 +384,20 @@ impl Request {
     }
 
     fn sent(&self, to: SocketAddr) -> Response {
-        self.tried(to).unwrap_or_else(|e| panic!("{self:?}: {e}"))
+        self.on(http1(to)).unwrap_or_else(|e| panic!("{self:?}: {e}"))
     }
 
-    fn tried(&self, to: SocketAddr) -> Result<Response, weft_testkit::client::ReadError> {
+    /// With a limit that only a lost answer reaches, also on a machine that stands still for a while.
+    fn sent_patiently(&self, to: SocketAddr, about: &str) -> Response {
+        let client = http1(to);
+        client.stream.set_timeout(Duration::from_secs(60));
+        self.on(client).unwrap_or_else(|e| panic!("never answered ({e}): {about}"))
+    }
+
+    fn on(&self, mut client: Http1) -> Result<Response, ReadError> {
         let mut headers: Vec<(&str, &str)> = self.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         headers.push(("host", self.host));
-        http1(to).request(self.method, &self.target, &headers, b"")
+        client.request(self.method, &self.target, &headers, b"")
     }
 }
 
@@ -459,7 +466,6 @@ struct Shown {
     shares: u32,
     retried: u32,
     timeouts: u32,
-    unanswered: u32,
     rewrites: u32,
     headers: u32,
     faults: u32,
@@ -562,7 +568,6 @@ fn explain_agrees_with_the_sidecar() {
     let actions: Vec<&str> = shown.actions.keys().map(String::as_str).collect();
     assert_eq!(actions, ["forward", "noRoute", "passthrough", "redirect", "respond"]);
     let Shown { shares, retried, timeouts, rewrites, headers, faults, failures, .. } = shown;
-    assert!(shown.unanswered <= 1, "{} requests were never answered", shown.unanswered);
     let all = [shares, retried, timeouts, rewrites, headers, faults, failures];
     assert!(all.iter().all(|n| *n > 0), "something was never tried");
 }
@@ -713,15 +718,7 @@ impl Trial<'_> {
         }
         self.apps.clear();
         let begun = Instant::now();
-        // Seen once in some runs and not understood yet: no answer at all. It is told, and more than one fails the test.
-        let answer = match self.request.with("x-hang", "1").tried(self.to) {
-            Ok(answer) => answer,
-            Err(error) => {
-                println!("NO ANSWER after {:?} ({error}): {about}", begun.elapsed());
-                shown.unanswered += 1;
-                return;
-            }
-        };
+        let answer = self.request.with("x-hang", "1").sent_patiently(self.to, about);
         assert_eq!(answer.status, 504, "{about}");
         let millis = |text: &str| weft_policy::doc::parse_duration(text).unwrap();
         let attempts = 1 + if retry["perTryTimeouts"] == true { retry["attempts"].as_u64().unwrap() } else { 0 };

@@ -10,13 +10,14 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwapOption;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
 use crate::bundle::TrustBundle;
+use crate::ciphers;
 use crate::identity::{Identity, TlsError};
 use crate::material::{Live, Material};
 use crate::verify::{AcceptAny, Expect, Verifier};
@@ -26,9 +27,9 @@ pub fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER.get_or_init(|| {
         let mut provider = aws_lc_rs::default_provider();
-        let (first, second) = (cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_AES_256_GCM_SHA384);
-        provider.cipher_suites.retain(|s| *s != first && *s != second);
-        provider.cipher_suites.splice(0..0, [first, second]);
+        let preferred = ciphers::preferred();
+        provider.cipher_suites.retain(|s| preferred.iter().all(|p| p.suite() != s.suite()));
+        provider.cipher_suites.splice(0..0, preferred);
         provider.kx_groups = vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1, kx_group::X25519MLKEM768];
         Arc::new(provider)
     })

@@ -7,6 +7,7 @@
 //! without starting a handshake. `request` makes a key and asks for its certificate.
 
 pub mod bundle;
+mod ciphers;
 pub mod config;
 pub mod hello;
 pub mod identity;

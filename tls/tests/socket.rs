@@ -256,6 +256,24 @@ fn bulk_transfers() {
     });
 }
 
+/// A frame's head and its payload are encrypted where they lie, and leave in one write.
+#[test]
+fn what_is_large_is_not_collected_first() {
+    on_worker(|flusher| async move {
+        let (mut c, mut s) = open(&flusher).await;
+        let (head, payload) = (pattern(9, 1), pattern(64 * 1024, 2));
+        let before = flusher.stats();
+        let bufs = [std::io::IoSlice::new(&head), std::io::IoSlice::new(&payload)];
+        assert_eq!(c.write_vectored(&bufs).await.unwrap(), head.len() + payload.len());
+        let after = flusher.stats();
+        assert_eq!((after.records - before.records, after.writes - before.writes), (5, 1));
+        assert_eq!((after.most_buffered, c.held()), (before.most_buffered, 0));
+        let mut got = vec![0; head.len() + payload.len()];
+        s.read_exact(&mut got).await.unwrap();
+        assert!(got == [head, payload].concat());
+    });
+}
+
 #[test]
 fn small_writes_of_many_tasks_become_few() {
     on_worker(|flusher| async move {

@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 /// What a read takes where no more is expected.
 const PIECE: usize = 16 * 1024;
 /// What it takes of a body that goes on.
-const BULK: usize = 64 * 1024;
+const BULK: usize = 128 * 1024;
 
 /// Bytes that were read and belong to nothing yet. Holds no memory when empty.
 #[derive(Default)]
@@ -78,35 +78,53 @@ impl Ahead {
     }
 }
 
-/// What is to be written: framing, a piece of a body where it lies, framing.
+/// What is to be written: framing, pieces of a body where they lie, framing.
 pub struct Outgoing {
     pub front: Vec<u8>,
     pub data: Bytes,
+    /// What follows `data` without framing between.
+    pub more: Vec<Bytes>,
     pub tail: &'static [u8],
     written: usize,
 }
 
 impl Outgoing {
+    /// As many pieces as are written at once.
+    pub const PIECES: usize = 8;
+
     pub fn new(front: Vec<u8>) -> Self {
-        Self { front, data: Bytes::new(), tail: &[], written: 0 }
+        Self { front, data: Bytes::new(), more: Vec::new(), tail: &[], written: 0 }
     }
 
     pub fn is_empty(&self) -> bool {
         self.front.is_empty() && self.data.is_empty() && self.tail.is_empty()
     }
 
+    /// Of the body.
+    pub fn length(&self) -> usize {
+        self.data.len() + self.more.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    pub fn push(&mut self, data: Bytes) {
+        if self.data.is_empty() { self.data = data } else { self.more.push(data) }
+    }
+
     /// Ready when the socket has accepted all of it.
     pub fn poll_write<T: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, io: &mut T) -> Poll<io::Result<()>> {
-        let total = self.front.len() + self.data.len() + self.tail.len();
+        let total = self.front.len() + self.length() + self.tail.len();
         while self.written < total {
             let mut skip = self.written;
-            let mut bufs = [IoSlice::new(&[]); 3];
-            for (buf, part) in bufs.iter_mut().zip([&self.front[..], &self.data[..], self.tail]) {
+            let mut bufs = [IoSlice::new(&[]); Self::PIECES + 2];
+            let more = self.more.iter().map(|piece| &piece[..]);
+            let parts = [&self.front[..], &self.data].into_iter().chain(more).chain([self.tail]);
+            let mut used = 0;
+            for (buf, part) in bufs.iter_mut().zip(parts) {
                 let part_skip = skip.min(part.len());
                 skip -= part_skip;
                 *buf = IoSlice::new(&part[part_skip..]);
+                used += 1;
             }
-            match ready!(Pin::new(&mut *io).poll_write_vectored(cx, &bufs))? {
+            match ready!(Pin::new(&mut *io).poll_write_vectored(cx, &bufs[..used]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 n => self.written += n,
             }
@@ -114,6 +132,7 @@ impl Outgoing {
         self.written = 0;
         self.front.clear();
         self.data = Bytes::new();
+        self.more.clear();
         self.tail = &[];
         Poll::Ready(Ok(()))
     }

@@ -367,18 +367,8 @@ impl Inner {
                 return Poll::Pending;
             }
         }
-        if self.buffered() == 0
-            && !self.blocked
-            && let Some(first) = bufs.iter().find(|b| !b.is_empty())
-            && first.len() >= BULK
-        {
-            let n = first.len().min(CHUNK);
-            self.write_through(first.get(..n).unwrap_or_default(), worker);
-            self.failed()?;
-            return Poll::Ready(Ok(n));
-        }
-        if self.buffered() == 0 && !self.blocked && !self.is_tls() && total >= BULK {
-            let taken = self.send_vectored(bufs, worker);
+        if self.buffered() == 0 && !self.blocked && total >= BULK {
+            let taken = self.write_through(bufs, worker);
             self.failed()?;
             if taken > 0 {
                 return Poll::Ready(Ok(taken));
@@ -404,14 +394,20 @@ impl Inner {
         Poll::Ready(Ok(taken))
     }
 
-    /// Straight from the caller's buffer; what the kernel does not take is kept.
-    fn write_through(&mut self, bytes: &[u8], worker: &Worker) {
-        if self.is_tls() {
-            self.seal(Some(bytes), worker);
-            return;
+    /// Straight from the caller's buffers. What this takes of TLS is sent or kept encrypted; of a plain socket it takes what the
+    /// kernel does.
+    fn write_through(&mut self, bufs: &[io::IoSlice<'_>], worker: &Worker) -> usize {
+        if !self.is_tls() {
+            return self.send_vectored(bufs, worker);
         }
-        let written = self.send(bytes, worker);
-        self.pending.push(bytes.get(written..).unwrap_or_default());
+        let mut left = CHUNK;
+        let chunks = bufs.iter().filter_map(|buf| {
+            let n = buf.len().min(left);
+            left -= n;
+            buf.get(..n).filter(|chunk| !chunk.is_empty())
+        });
+        self.seal(chunks, worker);
+        CHUNK - left
     }
 
     /// Sends what there is until the kernel has no more room.
@@ -423,7 +419,12 @@ impl Inner {
                 self.backlog = bytes;
                 self.backlog.advance(written);
             } else if self.is_tls() {
-                self.seal(None, worker);
+                let queue = std::mem::take(&mut self.pending);
+                let front = queue.front();
+                let chunk = front.get(..front.len().min(CHUNK)).unwrap_or_default();
+                let sealed = self.seal([chunk].into_iter(), worker).then_some(chunk.len());
+                self.pending = queue;
+                self.consumed(sealed.unwrap_or(0), worker);
             } else {
                 let bytes = std::mem::take(&mut self.pending);
                 let written = self.send(bytes.front(), worker);
@@ -443,39 +444,31 @@ impl Inner {
         }
     }
 
-    /// Encrypts one chunk, the caller's or the pending one's, and sends it.
-    fn seal(&mut self, bytes: Option<&[u8]>, worker: &Worker) {
+    /// Encrypts chunks, which are records of their own, and sends them together; `false` if the session failed over it.
+    fn seal<'a>(&mut self, chunks: impl Iterator<Item = &'a [u8]>, worker: &Worker) -> bool {
         if self.dead {
             self.write_error = Some(io::ErrorKind::ConnectionAborted);
-            return;
+            return false;
         }
         let mut out = worker.take_out();
-        let own = bytes.is_none();
-        let queue = std::mem::take(&mut self.pending);
-        let front = queue.front();
-        let chunk = bytes.unwrap_or_else(|| front.get(..front.len().min(CHUNK)).unwrap_or_default());
-        // What was read of a record goes along: rustls resumes where it was. Whole records never lie here.
-        let plain = &mut self.plain;
-        let (consumed, result) =
-            self.session.pump(&mut self.incoming, Send::Data(chunk), &mut out, |late| plain.push(late));
-        self.incoming.drain(..consumed);
-        let (sealed, records) = (chunk.len(), chunk.len().div_ceil(RECORD));
-        self.pending = queue;
-        match result {
-            Ok(_) => {
-                worker.count(|s| s.records += records as u64);
-                if own {
-                    self.consumed(sealed, worker);
-                }
-                let written = self.send(out.filled(), worker);
-                self.backlog.push(out.filled().get(written..).unwrap_or_default());
-            }
-            Err(_) => {
+        for chunk in chunks {
+            // What was read of a record goes along: rustls resumes where it was. Whole records never lie here.
+            let plain = &mut self.plain;
+            let (consumed, result) =
+                self.session.pump(&mut self.incoming, Send::Data(chunk), &mut out, |late| plain.push(late));
+            self.incoming.drain(..consumed);
+            if result.is_err() {
                 self.dead = true;
                 self.write_error = Some(io::ErrorKind::ConnectionAborted);
+                worker.give_out(out);
+                return false;
             }
+            worker.count(|s| s.records += chunk.len().div_ceil(RECORD) as u64);
         }
+        let written = self.send(out.filled(), worker);
+        self.backlog.push(out.filled().get(written..).unwrap_or_default());
         worker.give_out(out);
+        true
     }
 
     /// Returns how much the kernel took. Less than all of it means blocked, or an error.

@@ -10,6 +10,9 @@ use std::io::{self, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+/// Of a body that lies ready, what one write takes.
+const AT_ONCE: usize = 128 * 1024;
+
 /// What a body's bytes turn out to be.
 #[derive(Debug)]
 pub enum Piece {
@@ -241,22 +244,26 @@ impl Writer {
     ) -> Poll<Result<(), Stop>> {
         loop {
             let mut waits = false;
-            if !self.over && self.out.data.is_empty() && self.out.tail.is_empty() {
+            while !self.over && self.takes_more() {
                 // Where a piece is ready, the head goes along with it.
-                match Pin::new(&mut self.body).poll_frame(cx) {
-                    Poll::Pending => waits = true,
-                    Poll::Ready(None) => self.finish(None)?,
-                    Poll::Ready(Some(Err(_))) => {
-                        // What came before the break is the reader's all the same.
-                        if !self.out.is_empty() && self.framing != Framing::Length(0) {
-                            let _ = write(cx, &mut self.out);
-                        }
-                        return Poll::Ready(Err(Stop::Body));
+                let taken = match Pin::new(&mut self.body).poll_frame(cx) {
+                    Poll::Pending => {
+                        waits = true;
+                        break;
                     }
+                    Poll::Ready(None) => self.finish(None),
+                    Poll::Ready(Some(Err(_))) => Err(Stop::Body),
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                        Ok(data) => self.data(data)?,
-                        Err(frame) => self.finish(frame.into_trailers().ok())?,
+                        Ok(data) => self.data(data),
+                        Err(frame) => self.finish(frame.into_trailers().ok()),
                     },
+                };
+                if let Err(stop) = taken {
+                    // What came before the break is the reader's all the same.
+                    if !self.out.is_empty() && self.framing != Framing::Length(0) {
+                        let _ = write(cx, &mut self.out);
+                    }
+                    return Poll::Ready(Err(stop));
                 }
             }
             // With its head alone a message of no length is whole: that it is none is awaited.
@@ -275,14 +282,22 @@ impl Writer {
         }
     }
 
+    /// What lies ready is written at once; chunks have their framing between them.
+    fn takes_more(&self) -> bool {
+        match self.framing {
+            Framing::Chunked => self.out.data.is_empty() && self.out.tail.is_empty(),
+            _ => self.out.length() < AT_ONCE && self.out.more.len() + 1 < Outgoing::PIECES,
+        }
+    }
+
     fn data(&mut self, data: Bytes) -> Result<(), Stop> {
         self.over = self.body.is_end_stream();
         match &mut self.framing {
             Framing::None => {}
-            Framing::UntilClose => self.out.data = data,
+            Framing::UntilClose => self.out.push(data),
             Framing::Length(left) => {
                 *left = left.checked_sub(data.len() as u64).ok_or(Stop::Body)?;
-                self.out.data = data;
+                self.out.push(data);
                 if self.over && *left > 0 {
                     return Err(Stop::Body);
                 }

@@ -74,10 +74,16 @@ impl Engine {
         id: u32,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let alone = self.streams.open() == 1;
         let Some(stream) = self.streams.held(key, id) else { return Poll::Ready(Some(Err(BodyError::Broken))) };
         if let Some(chunk) = stream.data.pop_front() {
             let open = !stream.closed && !stream.remote_ended;
+            stream.kept_up |= stream.data.is_empty();
             let back = stream.recv.take(chunk.len()).filter(|_| open);
+            if back.is_some() {
+                let kept_up = std::mem::take(&mut stream.kept_up);
+                stream.recv.follow(alone, kept_up);
+            }
             self.taken(chunk.len());
             if let Some(back) = back {
                 self.update(id, back);

@@ -22,7 +22,7 @@ const SLOWEST: usize = 1000;
 /// ... a piece being no more than this.
 const PIECE: usize = 64 * 1024;
 /// After so much others have their turn, and sooner where they wait for the same.
-const TURN: usize = 64 * 1024;
+const TURN: usize = 128 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {

@@ -35,6 +35,8 @@ pub struct Stream {
     pub id: u32,
     pub send: Sending,
     pub recv: Receiving,
+    /// Its reader has taken all there was, since something was last given back.
+    pub kept_up: bool,
     pub local_ended: bool,
     pub remote_ended: bool,
     pub why: Option<Why>,
@@ -67,6 +69,7 @@ impl Stream {
             id,
             send: Sending::new(send),
             recv: Receiving::new(recv),
+            kept_up: false,
             local_ended: false,
             remote_ended: false,
             why: None,

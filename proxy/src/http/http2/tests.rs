@@ -459,3 +459,30 @@ fn a_body_is_as_long_as_announced_also_in_the_middle_of_a_frame() {
     let read = read.into_data().unwrap().len() as u64;
     assert_eq!(body.size_hint().exact(), Some(10 - read));
 }
+
+/// A stream that has its connection to itself and is read at once gets ever more; beside others it is given what it was at first.
+#[test]
+fn the_window_of_bulk_grows_and_falls_back() {
+    let (mut engine, mut feed) = (engine(Role::Server), Feed::default());
+    feed.give(&mut engine, &hello()).unwrap();
+    let arrived = feed.give(&mut engine, &frame(kind::HEADERS, flag::END_HEADERS, 1, &get())).unwrap();
+    let conn = std::rc::Rc::new(std::cell::RefCell::new(engine));
+    let mut body = super::body::Http2Body::new(conn.clone(), arrived[0].key, arrived[0].id);
+    let mut given = |feed: &mut Feed, megabytes: usize| {
+        let mut updates = Vec::new();
+        for _ in 0..megabytes << 6 {
+            feed.give(&mut conn.borrow_mut(), &frame(kind::DATA, 0, 1, &[b'x'; 16_384])).unwrap();
+            assert!(matches!(body.poll_frame(&mut cx()), std::task::Poll::Ready(Some(Ok(_)))));
+            let sent = frames(&conn.borrow_mut().out.take());
+            let of_stream = sent.iter().filter(|(head, _)| head.kind == kind::WINDOW_UPDATE && head.stream == 1);
+            updates.extend(of_stream.map(|(_, by)| u32::from_be_bytes(by[..].try_into().unwrap())));
+        }
+        updates
+    };
+    let alone = given(&mut feed, 4);
+    // Half a window each time.
+    assert_eq!((alone.first(), alone.last()), (Some(&32_768), Some(&(1 << 19))), "{alone:?}");
+    feed.give(&mut conn.borrow_mut(), &frame(kind::HEADERS, flag::END_HEADERS, 3, &get())).unwrap();
+    let beside = given(&mut feed, 4);
+    assert!(beside.iter().skip(1).all(|by| *by <= 65_535), "{beside:?}");
+}
