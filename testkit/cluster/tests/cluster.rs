@@ -86,7 +86,7 @@ fn runs_pods_and_leaves_nothing() {
     assert_eq!(run(&cluster, &["exec", "web", "--", "cat", "/www/index.html"]), "hello from web\n");
     let full = "http://web.default.svc.cluster.local/";
     for url in ["http://web/", full] {
-        let asked = ["exec", "client", "--", "wget", "-T", "5", "-qO-", url];
+        let asked = ["exec", "client", "--", "timeout", "5", "wget", "-qO-", url];
         assert_eq!(wait_for(|| cluster.kubectl(&asked).ok()), "hello from web\n");
     }
     let address = run(&cluster, &["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
