@@ -10,16 +10,18 @@ use std::time::{Duration, Instant};
 
 use crate::error::{During, Result};
 
-/// Mount points of the hierarchies.
-fn hierarchies() -> Result<Vec<PathBuf>> {
+/// Mount points of that kind of hierarchy.
+fn mounted(kind: &str) -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").during("mounts")?;
-    let of_kind = |kind: &str| -> Vec<PathBuf> {
-        let lines = mounts.lines().filter_map(|l| l.split_once(" - "));
-        let lines = lines.filter(|(_, right)| right.split(' ').next() == Some(kind));
-        lines.filter_map(|(left, _)| left.split(' ').nth(4)).map(PathBuf::from).collect()
-    };
-    let first = of_kind("cgroup");
-    let all = if first.is_empty() { of_kind("cgroup2") } else { first };
+    let lines = mounts.lines().filter_map(|l| l.split_once(" - "));
+    let lines = lines.filter(|(_, right)| right.split(' ').next() == Some(kind));
+    Ok(lines.filter_map(|(left, _)| left.split(' ').nth(4)).map(PathBuf::from).collect())
+}
+
+/// Those that a kubelet uses.
+fn hierarchies() -> Result<Vec<PathBuf>> {
+    let first = mounted("cgroup")?;
+    let all = if first.is_empty() { mounted("cgroup2")? } else { first };
     if all.is_empty() { Err(String::from("no control groups are mounted").into()) } else { Ok(all) }
 }
 
@@ -59,7 +61,8 @@ fn tree(folder: &Path, all: &mut Vec<PathBuf>) {
 
 fn groups(group: &str) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
-    for hierarchy in hierarchies()? {
+    // Where both versions are mounted, runc makes its groups in both.
+    for hierarchy in [mounted("cgroup")?, mounted("cgroup2")?].concat() {
         let top = hierarchy.join(group);
         if top.exists() {
             tree(&top, &mut all);
