@@ -117,6 +117,10 @@ impl Cluster {
         say("the node is ready");
         let dns = ["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=2s"];
         self.until("coredns", Duration::from_secs(60), &dns)?;
+        // It is ready a moment before kube-proxy leads anybody to it.
+        let mut question = self.command("busybox");
+        question.args(["nslookup", "kubernetes.default.svc.cluster.local", &place.dns()]);
+        self.wait("kube-proxy", Duration::from_secs(30), || Ok(question.output().during("busybox")?.status.success()))?;
         let account = ["wait", "--for=create", "serviceaccount/default", "--timeout=2s"];
         self.until("kube-controller-manager", Duration::from_secs(30), &account)?;
         say("DNS is ready");
