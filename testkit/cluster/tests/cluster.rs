@@ -200,10 +200,16 @@ fn assert_nothing_left(name: &str, netns: Option<u64>) {
         .filter(|p| p.exists())
         .collect();
     assert!(of_groups.is_empty(), "{of_groups:?}");
-    for process in fs::read_dir("/proc").unwrap().flatten().map(|e| e.path()) {
-        let text = |file: &str| fs::read(process.join(file)).map(|b| String::from_utf8_lossy(&b).into_owned());
-        let inside = fs::metadata(process.join("ns/net")).is_ok_and(|m| Some(m.ino()) == netns);
-        let cgroups = text("cgroup").unwrap_or_default();
-        assert!(!inside && !cgroups.contains(&format!("/{node}/")), "{process:?} {:?}", text("cmdline"));
-    }
+    // The kernel is a moment with the last of them, and whoever inherits the dead may be slow to bury them.
+    wait_for(|| left_running(&node, netns).is_empty().then_some(()));
+}
+
+fn left_running(node: &str, netns: Option<u64>) -> Vec<PathBuf> {
+    let all = fs::read_dir("/proc").unwrap().flatten().map(|e| e.path());
+    let left = all.filter(|process| {
+        let text = |file: &str| fs::read_to_string(process.join(file)).unwrap_or_default();
+        let inside = netns.is_some() && fs::metadata(process.join("ns/net")).map(|m| m.ino()).ok() == netns;
+        (inside || text("cgroup").contains(&format!("/{node}/"))) && !text("status").contains("\nState:\tZ")
+    });
+    left.collect()
 }
