@@ -8,6 +8,7 @@ mod edit;
 mod error;
 mod explain;
 mod get;
+mod inject;
 mod lab;
 mod objects;
 mod place;
@@ -48,6 +49,8 @@ enum Command {
     Get(get::Get),
     /// Say what would happen to a request, and which object says so
     Explain(Box<explain::Explain>),
+    Inject(inject::Inject),
+    Uninject(inject::Uninject),
     /// Look into the sidecars of a running lab
     Proxy(proxy::Proxy),
     /// Say whether every sidecar of a running lab has what it should, and what is wrong
@@ -68,6 +71,8 @@ fn main() -> ExitCode {
         Command::Get(get) => get.run(),
         Command::Route(route) => route.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Inject(inject) => inject.run(),
+        Command::Uninject(uninject) => uninject.run(),
         Command::Proxy(proxy) => proxy.run(),
         Command::Status(status) => status.run(),
         Command::Version(version) => version.run(),
@@ -108,6 +113,8 @@ mod tests {
             &["meshctl", "delete", "vs", "web", "other"],
             &["meshctl", "get", "vs,dr", "-A", "-o", "wide"],
             &["meshctl", "explain", "GET", "http://web/", "--from", "client", "-H", "a: b", "--dir", "examples/a"],
+            &["meshctl", "inject", "-", "--as", "istio", "--mode", "classic", "-o", "json"],
+            &["meshctl", "uninject", "a.yaml", "b.yaml"],
             &["meshctl", "proxy", "clusters", "web", "-o", "json"],
             &["meshctl", "proxy", "log-level", "web", "debug"],
             &["meshctl", "status", "-o", "wide"],
@@ -128,6 +135,8 @@ mod tests {
             &["meshctl", "route", "set", "web", "--timeout", "soon"],
             &["meshctl", "route", "set", "web", "--retry-on", "sometimes"],
             &["meshctl", "apply"],
+            &["meshctl", "inject"],
+            &["meshctl", "inject", "-", "--mode", "ambient"],
             &["meshctl", "delete"],
             &["meshctl", "delete", "vs", "web", "-f", "a.yaml"],
             &["meshctl", "get"],
