@@ -4,7 +4,7 @@
 use crate::pod::Plan;
 use crate::settings::{Dialect, LogFormat, Mode, Resources};
 use crate::values::nanos;
-use crate::{LINKERD_ADMIN, METRICS, READY, UID, Warnings};
+use crate::{AGENT, LINKERD_ADMIN, METRICS, READY, UID, Warnings};
 use serde_json::{Value, json};
 
 const FOLDER: &str = "/run/weft";
@@ -83,6 +83,9 @@ fn args(plan: &Plan<'_>) -> Vec<String> {
     flag("token-file", format!("{FOLDER}/token/token"));
     flag("pod", "$(POD_NAMESPACE)/$(POD_NAME)".into());
     flag("state", format!("{FOLDER}/state"));
+    for (name, port) in [("status", AGENT), ("readiness", READY), ("metrics", METRICS)] {
+        flag(name, format!("0.0.0.0:{port}"));
+    }
     flag("workers", wishes.workers.unwrap_or(settings.workers.into()).to_string());
     flag("log", wishes.log_level.clone().unwrap_or_else(|| settings.log_level.clone()));
     let format = match wishes.log_format.unwrap_or(settings.log_format) {
