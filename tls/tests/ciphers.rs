@@ -53,13 +53,13 @@ impl Pair {
             wire: Vec::new(),
         };
         while pair.client.is_handshaking() || pair.server.is_handshaking() {
-            pair.to_server();
-            pair.to_client();
+            pair.flush_client();
+            pair.flush_server();
         }
         pair
     }
 
-    fn to_server(&mut self) {
+    fn flush_client(&mut self) {
         self.wire.clear();
         while self.client.wants_write() {
             self.client.write_tls(&mut self.wire).unwrap();
@@ -71,7 +71,7 @@ impl Pair {
         }
     }
 
-    fn to_client(&mut self) {
+    fn flush_server(&mut self) {
         self.wire.clear();
         while self.server.wants_write() {
             self.server.write_tls(&mut self.wire).unwrap();
@@ -86,7 +86,7 @@ impl Pair {
     /// From the client to the server.
     fn carry(&mut self, plain: &[u8], got: &mut [u8]) {
         self.client.writer().write_all(plain).unwrap();
-        self.to_server();
+        self.flush_client();
         self.server.reader().read_exact(got).unwrap();
     }
 }
