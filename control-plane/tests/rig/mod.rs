@@ -215,6 +215,8 @@ async fn channel(at: SocketAddr, config: Arc<ClientConfig>) -> Result<Channel, t
         let tls = tokio_rustls::TlsConnector::from(config.clone());
         async move {
             let stream = TcpStream::connect(at).await?;
+            // As proxies do: what is measured is the server, not the kernel's patience.
+            stream.set_nodelay(true)?;
             let name = ServerName::try_from("weft-control").unwrap();
             Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
         }
