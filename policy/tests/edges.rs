@@ -13,9 +13,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-dialects", &["weft-policy"]),
     ("weft-tls", &["weft-policy"]),
     ("weft-proxy", &["weft-policy", "weft-tls", "weft-proto"]),
-    ("weft-control", &["weft-policy", "weft-tls", "weft-dialects", "weft-proto"]),
-    ("weft-injector", &["weft-policy", "weft-tls", "weft-dialects"]),
-    ("meshctl", &["weft-policy", "weft-dialects", "weft-control", "weft-injector", "weft-tls"]),
+    ("weft-kubernetes", &["weft-tls"]),
+    ("weft-control", &["weft-policy", "weft-tls", "weft-dialects", "weft-proto", "weft-kubernetes"]),
+    ("weft-injector", &["weft-policy", "weft-tls", "weft-dialects", "weft-kubernetes"]),
+    ("meshctl", &["weft-policy", "weft-dialects", "weft-control", "weft-injector", "weft-tls", "weft-kubernetes"]),
     ("weft-sample", &[]),
     ("weft-testkit", &["weft-proto"]),
     ("weft-cluster", &[]),
@@ -26,8 +27,9 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("hyper", &["weft-proxy", "weft-testkit", "weft-sample"]),
     ("h2", &["weft-proxy", "weft-testkit"]),
     ("tonic", &["weft-proto", "weft-proxy", "weft-control", "meshctl", "weft-testkit"]),
-    ("rustls", &["weft-tls", "weft-proxy", "weft-control", "weft-testkit"]),
-    ("rcgen", &["weft-tls", "weft-control", "weft-sample", "weft-testkit", "weft-cluster"]),
+    ("rustls", &["weft-tls", "weft-proxy", "weft-control", "weft-testkit", "weft-kubernetes"]),
+    ("rcgen", &["weft-tls", "weft-control", "weft-sample", "weft-testkit", "weft-cluster", "weft-kubernetes"]),
+    ("kube", &["weft-kubernetes", "weft-control", "weft-injector", "meshctl"]),
 ];
 
 /// What the pure crates never reach, however far.

@@ -1,0 +1,3 @@
+//! What every program of ours needs to talk to a Kubernetes API server.
+
+pub mod client;
