@@ -22,8 +22,20 @@ pub struct Settings {
 #[derive(Clone, Debug, Args)]
 pub struct Serve {
     /// A folder of manifests (YAML), watched with all below it; several are read as one
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
     pub dir: Vec<PathBuf>,
+
+    /// A Kubernetes cluster in place of folders: pods prove themselves with ServiceAccount tokens, and the roots are in Secret weft-ca
+    #[arg(long)]
+    pub kube: bool,
+
+    /// Which cluster, from outside of it; as kubectl finds it if not given
+    #[arg(long, value_name = "FILE", requires = "kube")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// A context of the kubeconfig
+    #[arg(long, value_name = "NAME", requires = "kube")]
+    pub context: Option<String>,
 
     /// Where proxies come: to join, to renew, to be told
     #[arg(long, value_name = "ADDR")]
@@ -90,8 +102,18 @@ pub enum Command {
     },
     /// Takes the rotation of the root one step on: a second root is trusted; it signs; the old one goes
     RotateRoot {
-        #[arg(long, value_name = "DIR")]
-        state: PathBuf,
+        #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
+        state: Option<PathBuf>,
+        /// The root in a cluster's Secret weft-ca; from anywhere, by a kubeconfig that may change it
+        #[arg(long)]
+        kube: bool,
+        #[arg(long, value_name = "FILE", requires = "kube")]
+        kubeconfig: Option<PathBuf>,
+        #[arg(long, value_name = "NAME", requires = "kube")]
+        context: Option<String>,
+        /// Where the control plane is
+        #[arg(long, value_name = "NAME", default_value = crate::identity::own::NAMESPACE)]
+        namespace: String,
         /// Does not wait until everybody has what the step needs
         #[arg(long)]
         force: bool,
@@ -105,6 +127,7 @@ Examples:
   weft-control token --state state --namespace demo --service-account web --pod web-1
   weft-control root --state state > root.pem
   weft-control rotate-root --state state       three times, as each step allows
+  weft-control rotate-root --kube              the same for the root in a cluster
 
 The admin interface answers /ready, /status, /objects, /errors, /edges and /metrics.
 Exit codes: 0 done, 1 the step was refused, 2 wrong use or something that cannot be used.";
