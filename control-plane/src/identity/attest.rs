@@ -230,3 +230,85 @@ fn agrees(pod: Option<&Pod>, claim: &Claim<'_>, now: SystemTime) -> Result<(), S
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn claim<'a>(uid: &'a str, account: &'a str, node: &'a str) -> Claim<'a> {
+        Claim { pod: "web-0", uid, account, node }
+    }
+
+    fn pod(change: serde_json::Value) -> Pod {
+        let mut pod = json!({
+            "metadata": {"name": "web-0", "uid": "1-1"},
+            "spec": {"serviceAccountName": "web", "nodeName": "one", "containers": []},
+            "status": {"phase": "Running"},
+        });
+        for (part, fields) in change.as_object().unwrap() {
+            for (name, value) in fields.as_object().unwrap() {
+                pod[part][name] = value.clone();
+            }
+        }
+        serde_json::from_value(pod).unwrap()
+    }
+
+    #[test]
+    fn the_pod_has_to_be_as_it_is_said() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let said = |change, claim| agrees(Some(&pod(change)), &claim, now);
+        let good = || claim("1-1", "web", "one");
+        said(json!({}), good()).unwrap();
+        said(json!({}), claim("", "web", "")).unwrap();
+        said(json!({"metadata": {"deletionTimestamp": "2027-01-15T08:00:05Z"}}), good()).unwrap();
+        for (change, claim, why) in [
+            (json!({}), claim("2-2", "web", "one"), "earlier pod"),
+            (json!({}), claim("1-1", "db", "one"), "runs as web"),
+            (json!({}), claim("1-1", "web", "two"), "on node"),
+            (json!({"spec": {"serviceAccountName": ""}}), good(), "runs as default"),
+            (json!({"status": {"phase": "Succeeded"}}), good(), "has ended"),
+            (json!({"metadata": {"deletionTimestamp": "2027-01-15T07:59:00Z"}}), good(), "grace period is over"),
+        ] {
+            let refused = said(change, claim).unwrap_err();
+            assert!(refused.contains(why), "{why}: {refused}");
+        }
+        assert!(agrees(None, &good(), now).unwrap_err().contains("no such pod"));
+    }
+
+    #[test]
+    fn reviews() {
+        let status = |change: serde_json::Value| {
+            let mut status = json!({
+                "authenticated": true,
+                "audiences": ["weft.dev"],
+                "user": {"username": "system:serviceaccount:demo:web", "extra": {
+                    "authentication.kubernetes.io/pod-name": ["web-0"],
+                    "authentication.kubernetes.io/pod-uid": ["1-1"],
+                    "authentication.kubernetes.io/node-name": ["one"],
+                }},
+            });
+            for (field, value) in change.as_object().unwrap() {
+                status[field] = value.clone();
+            }
+            reviewed(serde_json::from_value(status).unwrap())
+        };
+        let (who, node) = status(json!({})).unwrap();
+        let binding = Binding { namespace: "demo".into(), service_account: "web".into(), pod: "web-0".into() };
+        assert_eq!((who, node.as_str()), (Attested { binding, uid: "1-1".into() }, "one"));
+        let extra = json!({"authentication.kubernetes.io/pod-name": ["web-0"]});
+        for (change, why) in [
+            (json!({"authenticated": false, "error": "token has expired"}), "read it anew"),
+            (json!({"authenticated": null}), "not authenticated"),
+            (json!({"audiences": ["api"]}), "another audience"),
+            (json!({"audiences": null}), "another audience"),
+            (json!({"user": {"username": "admin"}}), "no ServiceAccount"),
+            (json!({"user": {"username": "system:serviceaccount:../x:web"}}), "no ServiceAccount"),
+            (json!({"user": {"username": "system:serviceaccount:weft-system:weft-control"}}), "control plane's own"),
+            (json!({"user": {"username": "system:serviceaccount:demo:web", "extra": extra}}), "not bound to a pod"),
+        ] {
+            let refused = status(change).unwrap_err().to_string();
+            assert!(refused.contains(why), "{why}: {refused}");
+        }
+    }
+}
