@@ -56,8 +56,8 @@ pub struct Attest {
 
 #[derive(Default)]
 struct Asked {
-    /// By pod and its uid.
-    pods: HashMap<(PodId, String), (Instant, Result<(), AttestError>)>,
+    /// By pod: of which uid, when, and what was said. A later pod of the name takes the place of what was said of the earlier one.
+    pods: HashMap<PodId, (String, Instant, Result<(), AttestError>)>,
     /// When the API server did not answer: so it is not waited for by everybody.
     away: Option<Instant>,
 }
@@ -94,16 +94,18 @@ impl Attest {
         let Attested { binding, uid } = &who.0;
         let claim = Claim { pod: &binding.pod, uid, account: &binding.service_account, node: &who.1 };
         self.pod(&binding.namespace, &claim).await?;
+        let pod = PodId { namespace: binding.namespace.clone(), name: binding.pod.clone() };
+        self.remember(&pod, uid, &Ok(()));
         Ok(who.0)
     }
 
     /// Whether the pod of a certificate is still the one it was made for. That nobody can say is no reason against it.
     pub async fn still(&self, caller: &Caller) -> Result<(), AttestError> {
-        let key = (caller.pod.clone(), caller.uid.clone());
         {
             let asked = self.asked();
-            if let Some((_, known)) = asked.pods.get(&key).filter(|(at, _)| at.elapsed() < FRESH) {
-                return known.clone();
+            let known = asked.pods.get(&caller.pod);
+            if let Some((.., said)) = known.filter(|(uid, at, _)| *uid == caller.uid && at.elapsed() < FRESH) {
+                return said.clone();
             }
             if asked.away.is_some_and(|at| at.elapsed() < FRESH) {
                 return Ok(());
@@ -112,19 +114,23 @@ impl Attest {
         let (_, account) = caller.id.workload().unwrap_or_default();
         let claim = Claim { pod: &caller.pod.name, uid: &caller.uid, account, node: "" };
         let found = self.pod(&caller.pod.namespace, &claim).await;
-        let mut asked = self.asked();
         if let Err(AttestError::Away(why)) = &found {
             tracing::warn!(pod = %caller.pod.name, namespace = %caller.pod.namespace, why, "a certificate is believed unasked");
-            asked.away = Some(Instant::now());
+            self.asked().away = Some(Instant::now());
             return Ok(());
         }
+        self.remember(&caller.pod, &caller.uid, &found);
+        found
+    }
+
+    fn remember(&self, pod: &PodId, uid: &str, said: &Result<(), AttestError>) {
+        let mut asked = self.asked();
         if asked.pods.len() >= REMEMBERED {
-            asked.pods.retain(|_, (at, _)| at.elapsed() < FRESH);
+            asked.pods.retain(|_, (_, at, _)| at.elapsed() < FRESH);
         }
         if asked.pods.len() < REMEMBERED {
-            asked.pods.insert(key, (Instant::now(), found.clone()));
+            asked.pods.insert(pod.clone(), (uid.into(), Instant::now(), said.clone()));
         }
-        found
     }
 
     fn asked(&self) -> std::sync::MutexGuard<'_, Asked> {
@@ -192,6 +198,8 @@ fn advice(said: &str) -> String {
         "it has to be made for audience weft.dev, as the volume weft-token asks"
     } else if has("expired") {
         "the kubelet renews the file of a projected volume: read it anew"
+    } else if has("does not match") {
+        "it is of an earlier pod or account of that name"
     } else if has("invalidated") || has("not found") || has("deleted") {
         "the pod or the account it was made for is gone"
     } else {
