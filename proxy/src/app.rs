@@ -308,6 +308,8 @@ async fn telemetry(shared: Arc<Shared>) {
         loop {
             tick.tick().await;
             hub.upkeep();
+            crate::sys::malloc::empty_cache();
+            crate::sys::malloc::give_back();
         }
     };
     let mut config = shared.config.clone();
