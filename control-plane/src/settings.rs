@@ -30,11 +30,11 @@ pub struct Serve {
     pub kube: bool,
 
     /// Which cluster, when not the own one
-    #[arg(long, value_name = "FILE", requires = "kube")]
+    #[arg(long, value_name = "FILE", requires = "kube", conflicts_with = "dir")]
     pub kubeconfig: Option<PathBuf>,
 
     /// A context of the kubeconfig; without it the current one
-    #[arg(long, value_name = "NAME", requires = "kube")]
+    #[arg(long, value_name = "NAME", requires = "kube", conflicts_with = "dir")]
     pub context: Option<String>,
 
     /// Where proxies come: to join, to renew, to be told
