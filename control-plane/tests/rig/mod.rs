@@ -51,6 +51,7 @@ pub fn serve(manifests: &TempDir, state: &TempDir, lifetime: Duration) -> Serve 
         kube: false,
         kubeconfig: None,
         context: None,
+        status: None,
         listen: any,
         state: state.path().to_path_buf(),
         admin: Some(any),
