@@ -85,6 +85,13 @@ impl Finding {
     }
 }
 
+/// A check that could not be made has failed.
+fn settled(what: &str, outcome: Result<Finding>) -> Finding {
+    outcome.unwrap_or_else(|error| {
+        Finding::broken(what, vec![error.to_string()], "ask as somebody who may read it, such as cluster-admin")
+    })
+}
+
 struct Section {
     name: &'static str,
     findings: Vec<Finding>,
@@ -99,7 +106,7 @@ impl Check {
             if sections[0].findings.iter().any(|f| f.state == State::Broken) {
                 return Ok(sections);
             }
-            sections.extend(self.sections(&server).await?);
+            sections.extend(self.sections(&server).await);
             Ok(sections)
         })?;
         let broken = sections.iter().flat_map(|s| &s.findings).any(|f| f.state == State::Broken);
@@ -110,15 +117,15 @@ impl Check {
         Ok(ExitCode::from(u8::from(broken)))
     }
 
-    async fn sections(&self, server: &Server) -> Result<Vec<Section>> {
+    async fn sections(&self, server: &Server) -> Vec<Section> {
         if self.pre {
-            return Ok(vec![Section { name: "before an install", findings: pre::install(server).await? }]);
+            return vec![Section { name: "before an install", findings: pre::install(server).await }];
         }
-        let mut out = vec![Section { name: "control plane", findings: mesh::all(server).await? }];
+        let mut out = vec![Section { name: "control plane", findings: mesh::all(server).await }];
         if self.proxy {
-            out.push(Section { name: "sidecars", findings: proxy::all(server, self.namespace.as_deref()).await? });
+            out.push(Section { name: "sidecars", findings: proxy::all(server, self.namespace.as_deref()).await });
         }
-        Ok(out)
+        out
     }
 }
 
@@ -166,7 +173,8 @@ fn document(sections: &[Section], broken: bool) -> serde_json::Value {
             })
             .collect()
     };
-    let sections: Vec<_> = sections.iter().map(|s| json!({"section": s.name, "checks": findings(&s.findings)})).collect();
+    let sections: Vec<_> =
+        sections.iter().map(|s| json!({"section": s.name, "checks": findings(&s.findings)})).collect();
     json!({"success": !broken, "sections": sections})
 }
 

@@ -268,7 +268,11 @@ impl Plan {
             println!("{} kinds are defined:", self.crds.len());
             let of = |crd: &Value| {
                 let names = &crd["spec"]["names"];
-                format!("{} ({})", names["kind"].as_str().unwrap_or_default(), crd["spec"]["group"].as_str().unwrap_or_default())
+                format!(
+                    "{} ({})",
+                    names["kind"].as_str().unwrap_or_default(),
+                    crd["spec"]["group"].as_str().unwrap_or_default()
+                )
             };
             self.crds.iter().for_each(|crd| println!("  {}", of(crd)));
         }
@@ -323,7 +327,8 @@ impl Plan {
             Kind("policy/v1", "PodDisruptionBudget"),
         ] {
             for object in server.list(kind, OWN, "").await? {
-                let same = |o: &&Value| o["kind"] == object["kind"] && o["metadata"]["name"] == object["metadata"]["name"];
+                let same =
+                    |o: &&Value| o["kind"] == object["kind"] && o["metadata"]["name"] == object["metadata"]["name"];
                 if self.objects.iter().find(same).is_none() {
                     out.push(object);
                 }

@@ -108,10 +108,9 @@ impl Uninstall {
         }
         // What the programs made themselves is known by its name, whatever its labels.
         let made = [(SECRETS, CA), (SECRETS, "weft-injector-webhook"), (SECRETS, "weft-control-webhook")];
-        let made = made.into_iter().chain([
-            (Kind("coordination.k8s.io/v1", "Lease"), "weft-control"),
-            (CONFIG_MAPS, "weft-replicas"),
-        ]);
+        let made = made
+            .into_iter()
+            .chain([(Kind("coordination.k8s.io/v1", "Lease"), "weft-control"), (CONFIG_MAPS, "weft-replicas")]);
         for (kind, name) in made {
             if let Some(mut object) = server.get(kind, Some(NAMESPACE), name).await? {
                 (object["apiVersion"], object["kind"]) = (kind.0.into(), kind.1.into());
@@ -123,7 +122,9 @@ impl Uninstall {
         if self.purge {
             out.extend(server.list(CRD, OWN, "").await?);
             // Last, with all that is still in it.
-            out.extend(server.get(NAMESPACES, None, NAMESPACE).await?.filter(|n| n["metadata"]["labels"][LABEL] == "weft"));
+            out.extend(
+                server.get(NAMESPACES, None, NAMESPACE).await?.filter(|n| n["metadata"]["labels"][LABEL] == "weft"),
+            );
         } else {
             out.retain(|o| !(o["kind"] == SECRETS.1 && o["metadata"]["name"] == CA) && o["metadata"]["name"] != ROOT);
         }

@@ -1,6 +1,6 @@
 //! Before an install: whether the cluster is reached and new enough, and whether whoever asks may do what an install does.
 
-use super::{Finding, State};
+use super::{Finding, State, settled};
 use crate::error::Result;
 use crate::install::server::{Kind, Server};
 use crate::install::{CRD, LABEL, chart};
@@ -37,15 +37,15 @@ fn new_enough(version: (u32, u32)) -> Finding {
     }
 }
 
-pub async fn install(server: &Server) -> Result<Vec<Finding>> {
-    Ok(vec![
-        rights(server).await?,
-        nodes(server).await?,
-        other_meshes(server).await?,
-        kinds(server).await?,
-        restricted(server).await?,
-        quotas(server).await?,
-    ])
+pub async fn install(server: &Server) -> Vec<Finding> {
+    vec![
+        settled("you may create what an install creates", rights(server).await),
+        settled("nodes run Linux", nodes(server).await),
+        settled("no other mesh injects sidecars", other_meshes(server).await),
+        settled("kinds that are there already are of versions that are read", kinds(server).await),
+        settled("no namespace's pod security keeps sidecars out", restricted(server).await),
+        settled("no quota counts sidecars", quotas(server).await),
+    ]
 }
 
 /// Whether whoever asks may make each kind of thing that an install makes.
@@ -70,7 +70,10 @@ async fn rights(server: &Server) -> Result<Finding> {
                 "spec": {"resourceAttributes": of},
             });
             if server.ask(&question).await?["status"]["allowed"] != true {
-                missing.push(format!("{verb} {resource}{}", if group.is_empty() { String::new() } else { format!(".{group}") }));
+                missing.push(format!(
+                    "{verb} {resource}{}",
+                    if group.is_empty() { String::new() } else { format!(".{group}") }
+                ));
             }
         }
     }
@@ -94,7 +97,12 @@ async fn nodes(server: &Server) -> Result<Finding> {
         }
     }
     let state = if linux == 0 { State::Broken } else { State::Doubtful };
-    Ok(Finding::unless(odd, "nodes run Linux", state, "pods on other nodes get no sidecar: keep meshed ones away with nodeSelector"))
+    Ok(Finding::unless(
+        odd,
+        "nodes run Linux",
+        state,
+        "pods on other nodes get no sidecar: keep meshed ones away with nodeSelector",
+    ))
 }
 
 /// Two meshes that inject into the same pods break them.
@@ -102,7 +110,8 @@ async fn other_meshes(server: &Server) -> Result<Finding> {
     let mut found = Vec::new();
     for webhook in server.list(Kind("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"), "", "").await? {
         let name = webhook["metadata"]["name"].as_str().unwrap_or_default();
-        let others = ["istio-sidecar-injector", "istio-revision-tag", "linkerd-proxy-injector", "consul-connect-injector"];
+        let others =
+            ["istio-sidecar-injector", "istio-revision-tag", "linkerd-proxy-injector", "consul-connect-injector"];
         if let Some(other) = others.iter().find(|other| name.starts_with(**other)) {
             found.push(format!("{name}: {}", other.split('-').next().unwrap_or_default()));
         }

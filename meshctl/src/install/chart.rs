@@ -68,9 +68,7 @@ mod tests {
 
     #[test]
     fn every_file_of_the_chart_is_known() {
-        for (folder, known) in
-            [("templates", TEMPLATES), ("crds", CRDS), ("profiles", PROFILES), ("compat", COMPAT)]
-        {
+        for (folder, known) in [("templates", TEMPLATES), ("crds", CRDS), ("profiles", PROFILES), ("compat", COMPAT)] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/weft").join(folder);
             let there: BTreeSet<String> =
                 std::fs::read_dir(path).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();

@@ -36,7 +36,8 @@ pub struct Kind(pub &'static str, pub &'static str);
 impl Reach {
     pub async fn server(&self) -> Result<Server> {
         let access = Access { kubeconfig: self.kubeconfig.clone(), context: self.context.clone() };
-        let client = connect(&access).await.map_err(|e| Error::new(e.to_string(), "--kubeconfig FILE, or KUBECONFIG"))?;
+        let client =
+            connect(&access).await.map_err(|e| Error::new(e.to_string(), "--kubeconfig FILE, or KUBECONFIG"))?;
         Ok(Server { client })
     }
 }
@@ -97,7 +98,8 @@ impl Server {
 
     /// How many there are of a kind of somebody's.
     pub async fn count(&self, group: &str, version: &str, kind: &str) -> Result<usize> {
-        let page = within(self.api(&format!("{group}/{version}"), kind, None).list(&ListParams::default().limit(500))).await;
+        let page =
+            within(self.api(&format!("{group}/{version}"), kind, None).list(&ListParams::default().limit(500))).await;
         let page = page.map_err(|e| e.during(&format!("every {kind}")))?;
         Ok(page.items.len() + usize::try_from(page.metadata.remaining_item_count.unwrap_or(0)).unwrap_or(0))
     }

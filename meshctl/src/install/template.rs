@@ -110,10 +110,9 @@ fn ended(pieces: &[Piece<'_>], at: usize) -> Result<usize, String> {
 fn find<'v>(path: &str, values: &'v Value, dot: Option<&'v Value>) -> Result<&'v Value, String> {
     match (path, path.strip_prefix(".Values.")) {
         (".", _) => dot.ok_or_else(|| "`.` outside of a range".into()),
-        (_, Some(path)) => path
-            .split('.')
-            .try_fold(values, |at, key| at.get(key))
-            .ok_or_else(|| format!("there is no value {path}")),
+        (_, Some(path)) => {
+            path.split('.').try_fold(values, |at, key| at.get(key)).ok_or_else(|| format!("there is no value {path}"))
+        }
         _ => Err(format!("{{{{ {path} }}}} is not read here")),
     }
 }

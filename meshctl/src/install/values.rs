@@ -140,9 +140,12 @@ pub fn check(values: &Value) -> Result<()> {
 pub fn check_settings(objects: &[Value]) -> Result<()> {
     let named = |o: &&Value| o["kind"] == "ConfigMap" && o["metadata"]["name"] == "weft-injector";
     let text = objects.iter().find(named).and_then(|o| o["data"]["settings.yaml"].as_str()).unwrap_or_default();
-    serde_json::from_value::<Settings>(parse("sidecar", text)?)
-        .map(drop)
-        .map_err(|e| wrong(format!("sidecar: {e}")))
+    settings(text).map(drop)
+}
+
+/// As the injector's ConfigMap has them.
+pub fn settings(text: &str) -> Result<Settings> {
+    serde_json::from_value(parse("sidecar", text)?).map_err(|e| wrong(format!("sidecar: {e}")))
 }
 
 fn is_range(text: &str) -> bool {
