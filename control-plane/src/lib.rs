@@ -11,6 +11,7 @@
 pub mod accept;
 pub mod admin;
 pub mod app;
+pub mod conditions;
 pub mod identity;
 pub mod push;
 pub mod report;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use weft_policy::doc::parse_duration;
 use weft_policy::id::TrustDomain;
 
-/// Weft's control plane: reads the manifests of folders, gives workloads their identities, and tells each proxy what it needs.
+/// Weft's control plane: reads the manifests of folders or of a cluster, gives workloads their identities, and tells each proxy what it needs.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "weft-control", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Settings {
@@ -22,8 +22,21 @@ pub struct Settings {
 #[derive(Clone, Debug, Args)]
 pub struct Serve {
     /// A folder of manifests (YAML), watched with all below it; several are read as one
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
     pub dir: Vec<PathBuf>,
+
+    /// A Kubernetes cluster in place of folders: the one whose pod this runs in, or that of the kubeconfig. Pods prove themselves
+    /// with ServiceAccount tokens, and the roots are in Secret weft-ca
+    #[arg(long)]
+    pub kube: bool,
+
+    /// Which cluster, when not the own one
+    #[arg(long, value_name = "FILE", requires = "kube", conflicts_with = "dir")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// A context of the kubeconfig; without it the current one
+    #[arg(long, value_name = "NAME", requires = "kube", conflicts_with = "dir")]
+    pub context: Option<String>,
 
     /// Where proxies come: to join, to renew, to be told
     #[arg(long, value_name = "ADDR")]
@@ -36,6 +49,10 @@ pub struct Serve {
     /// Where the admin interface listens, on loopback; without it there is none
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
+
+    /// Where /ready, /live and /metrics are to be had from anywhere, and nothing else
+    #[arg(long, value_name = "ADDR")]
+    pub status: Option<SocketAddr>,
 
     /// What identities begin with; fixed once the first root is made
     #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = trust_domain)]
@@ -90,8 +107,18 @@ pub enum Command {
     },
     /// Takes the rotation of the root one step on: a second root is trusted; it signs; the old one goes
     RotateRoot {
-        #[arg(long, value_name = "DIR")]
-        state: PathBuf,
+        #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
+        state: Option<PathBuf>,
+        /// The root in a cluster's Secret weft-ca; from anywhere, by a kubeconfig that may change it
+        #[arg(long)]
+        kube: bool,
+        #[arg(long, value_name = "FILE", requires = "kube")]
+        kubeconfig: Option<PathBuf>,
+        #[arg(long, value_name = "NAME", requires = "kube")]
+        context: Option<String>,
+        /// Where the control plane is
+        #[arg(long, value_name = "NAME", default_value = crate::identity::own::NAMESPACE)]
+        namespace: String,
         /// Does not wait until everybody has what the step needs
         #[arg(long)]
         force: bool,
@@ -102,9 +129,11 @@ const EXAMPLES: &str = "\
 Examples:
   weft-control --dir manifests --listen 127.0.0.1:15012 --state state --admin 127.0.0.1:15014
   weft-control --dir base --dir overlay --listen 127.0.0.1:15012 --state state --trust-domain example.org
+  weft-control --kube --kubeconfig ~/.kube/config --listen 0.0.0.0:15012 --state state --admin 127.0.0.1:15014
   weft-control token --state state --namespace demo --service-account web --pod web-1
   weft-control root --state state > root.pem
   weft-control rotate-root --state state       three times, as each step allows
+  weft-control rotate-root --kube              the same for the root in a cluster
 
 The admin interface answers /ready, /status, /objects, /errors, /edges and /metrics.
 Exit codes: 0 done, 1 the step was refused, 2 wrong use or something that cannot be used.";
@@ -152,10 +181,16 @@ mod tests {
         );
         assert_eq!(serve.leaf_lifetime, Duration::from_secs(24 * 3600));
         assert_eq!((serve.otlp, serve.sampling), (None, 1.0));
+        let cluster = "weft-control --kube --context c --listen 127.0.0.1:0 --state s";
+        let cluster = Settings::parse_from(cluster.split(' ')).serve.unwrap();
+        assert!(cluster.kube && cluster.dir.is_empty());
         let token = "weft-control token --state s --namespace n --service-account a --pod p";
         assert!(Settings::try_parse_from(token.split(' ')).unwrap().serve.is_none());
         for bad in [
             "weft-control --dir a",
+            "weft-control --listen 127.0.0.1:0 --state s",
+            "weft-control --dir a --kube --listen 127.0.0.1:0 --state s",
+            "weft-control --dir a --kubeconfig c --listen 127.0.0.1:0 --state s",
             "weft-control --dir a --listen nowhere --state s",
             "weft-control --dir a --listen 127.0.0.1:0 --state s --leaf-lifetime 48h",
             "weft-control --dir a --listen 127.0.0.1:0 --state s --trust-domain A",
