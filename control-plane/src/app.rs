@@ -11,7 +11,7 @@ use crate::report::Edges;
 use crate::settings::{Command, Serve, Settings};
 use crate::source::Found;
 use crate::source::dir::{self, Dirs};
-use crate::source::kube as cluster;
+use crate::source::kube as objects;
 use crate::state::StateDir;
 use crate::status::Status;
 use crate::world::{self, Current, Translate};
@@ -129,7 +129,7 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     let [(.., admin), (.., status_at)] = pages;
     let lead = match api_server {
         Some(client) => {
-            tasks.spawn(cluster::watch(client.clone(), found_in));
+            tasks.spawn(objects::watch(client.clone(), found_in));
             let (leads_in, leads) = watch::channel(false);
             tasks.spawn(conditions::follow(client.clone(), worlds.clone(), leads));
             Some(lead(client, leads_in))

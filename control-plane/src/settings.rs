@@ -25,8 +25,8 @@ pub struct Serve {
     #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
     pub dir: Vec<PathBuf>,
 
-    /// Reads a Kubernetes cluster instead: the one whose pod this runs in, or that of the kubeconfig. Pods prove themselves with
-    /// ServiceAccount tokens then, and the roots are in Secret weft-ca
+    /// A Kubernetes cluster in place of folders: the one whose pod this runs in, or that of the kubeconfig. Pods prove themselves
+    /// with ServiceAccount tokens, and the roots are in Secret weft-ca
     #[arg(long)]
     pub kube: bool,
 

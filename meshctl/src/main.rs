@@ -2,6 +2,7 @@
 
 mod analyze;
 mod apply;
+mod check;
 mod completions;
 mod delete;
 mod edit;
@@ -9,6 +10,7 @@ mod error;
 mod explain;
 mod get;
 mod inject;
+mod install;
 mod lab;
 mod objects;
 mod place;
@@ -17,6 +19,7 @@ mod route;
 mod stat;
 mod status;
 mod terminal;
+mod uninstall;
 mod version;
 
 use clap::{Parser, Subcommand};
@@ -49,6 +52,10 @@ enum Command {
     Get(get::Get),
     /// Say what would happen to a request, and which object says so
     Explain(Box<explain::Explain>),
+    Install(Box<install::Install>),
+    Upgrade(Box<install::Upgrade>),
+    Uninstall(uninstall::Uninstall),
+    Check(check::Check),
     Inject(inject::Inject),
     Uninject(inject::Uninject),
     /// Look into the sidecars of a running lab
@@ -71,6 +78,10 @@ fn main() -> ExitCode {
         Command::Get(get) => get.run(),
         Command::Route(route) => route.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Install(install) => install.run(),
+        Command::Upgrade(upgrade) => upgrade.run(),
+        Command::Uninstall(uninstall) => uninstall.run(),
+        Command::Check(check) => check.run(),
         Command::Inject(inject) => inject.run(),
         Command::Uninject(uninject) => uninject.run(),
         Command::Proxy(proxy) => proxy.run(),

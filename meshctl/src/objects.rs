@@ -3,7 +3,7 @@
 //! A [`Draft`] holds what the files are to be. Before anything is written, what they would say is translated: a change that
 //! brings errors is refused with their fields and reasons, and what it brings of warnings is printed.
 
-mod diff;
+pub mod diff;
 pub mod input;
 pub mod kinds;
 mod save;

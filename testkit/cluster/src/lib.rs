@@ -11,6 +11,7 @@
 mod cgroup;
 mod error;
 pub mod image;
+mod mesh_images;
 mod node;
 mod own_images;
 mod parts;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 
 pub use error::{Error, Result};
 pub use image::Image;
+pub use mesh_images::mesh_images;
 pub use place::{Place, State};
 
 use error::During;
