@@ -116,12 +116,11 @@ fn before(cluster: &Cluster) {
     nobody.says("nodes run Linux", "error", "forbidden");
     assert_eq!(nobody.code, Some(1));
     let away = cluster.kubeconfig().with_file_name("away.kubeconfig");
-    let text = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
-    let lines = text.lines().map(|l| match l.split_once("server:") {
-        Some((before, _)) => format!("{before}server: https://127.0.0.1:1"),
-        None => l.to_string(),
-    });
-    std::fs::write(&away, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    std::fs::copy(cluster.kubeconfig(), &away).unwrap();
+    let name = kubectl(cluster, "config view -o jsonpath={.clusters[0].name}");
+    let mut command = cluster.command("kubectl");
+    command.args(["config", "set-cluster", &name, "--server=https://127.0.0.1:1"]).env("KUBECONFIG", &away);
+    out(&command.output().unwrap());
     let away = Answer::of(cluster, &["--kubeconfig", away.to_str().unwrap()]);
     away.says("the API server answers", "error", "not reached");
     assert_eq!(away.code, Some(1));
