@@ -1,5 +1,6 @@
 //! The admin interface: what is known, as JSON, for people and for `meshctl`. On loopback only, and only under a loopback name,
-//! so that no page of a browser can ask under another. It changes nothing.
+//! so that no page of a browser can ask under another. It changes nothing. Of it, what kubelets and Prometheus want may be shown
+//! to anybody, at an address of its own.
 
 use crate::report::Edges;
 use crate::source::Found;
@@ -33,6 +34,7 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const HELP: &str = "\
 /ready     200 once proxies are served, 503 before
+/live      200
 /status    each proxy: what it has, what it refuses and why
 /objects   every object and where it stands
 /errors    what is wrong with files, objects and documents, and what proxies refuse
@@ -40,8 +42,12 @@ const HELP: &str = "\
 /metrics   for Prometheus
 ";
 
+const OPEN: [&str; 3] = ["/ready", "/live", "/metrics"];
+
 #[derive(Clone)]
 pub struct Admin {
+    /// Only the pages that are for everybody, under whatever Host.
+    pub open: bool,
     pub found: watch::Receiver<Arc<Found>>,
     pub worlds: watch::Receiver<Arc<Current>>,
     pub status: Arc<Status>,
@@ -88,7 +94,10 @@ impl<B> Service<Request<B>> for Admin {
 impl Admin {
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
-        if !host.is_some_and(is_loopback) {
+        if self.open && !OPEN.contains(&request.uri().path()) {
+            return page(StatusCode::NOT_FOUND, TEXT, "here are /ready, /live and /metrics\n");
+        }
+        if !self.open && !host.is_some_and(is_loopback) {
             return page(StatusCode::FORBIDDEN, TEXT, "the Host has to be a loopback name, such as localhost\n");
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -100,6 +109,7 @@ impl Admin {
                 0 => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the first world is not made yet\n"),
                 _ => page(StatusCode::OK, TEXT, "ready\n"),
             },
+            "/live" => page(StatusCode::OK, TEXT, "live\n"),
             "/status" => document(&self.status.json()),
             "/objects" => document(&self.objects()),
             "/errors" => document(&self.errors()),

@@ -12,11 +12,12 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use weft_dialects::kinds::KINDS;
 use weft_dialects::ledger::{Finding, Ledger, Verdict};
 use weft_dialects::object::{self, Object, ObjectRef, Objects};
-use weft_kubernetes::webhook::{Answer, Handler, Request};
+use weft_kubernetes::webhook::{self, Answer, Certificate, Configuration, Figures, Handler, Request, Served, bundle};
 use weft_policy::diag::{Diags, Severity};
 
 /// Of an API server's patience (5 s), half.
@@ -24,36 +25,33 @@ const PATIENCE: Duration = Duration::from_millis(2500);
 /// Findings about what is missing: it may come.
 const MISSING: [&str; 2] = ["G6", "G7"];
 const ABSENT: &str = "there is no Service";
+/// Of the Service and of the configuration.
+const NAME: &str = "weft-control";
 const LINES: usize = 20;
 /// Where an object stands that nobody has kept yet.
 const PLACE: &str = "(applied)";
 /// Not the author's, and different each time.
 const NOTES: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
 
-/// The kinds that configure, with their versions and their names in URLs: what a webhook configuration has to name.
-pub fn kinds() -> Vec<(&'static str, BTreeSet<&'static str>, String)> {
-    let mut out: Vec<(&str, BTreeSet<&str>, String)> = Vec::new();
-    for kind in KINDS.iter().filter(|k| configures(k.group)) {
-        let resource = plural(kind.kind);
-        match out.iter_mut().find(|(group, _, r)| *group == kind.group && *r == resource) {
-            Some((_, versions, _)) => versions.extend(kind.versions),
-            None => out.push((kind.group, kind.versions.iter().copied().collect(), resource)),
-        }
-    }
-    out
-}
-
 /// Kubernetes' own groups are for Kubernetes to judge.
 fn configures(group: &str) -> bool {
-    group.contains('.') && (!group.ends_with(".k8s.io") || group == "gateway.networking.k8s.io")
+    KINDS.iter().any(|k| k.group == group && !k.is_built_in())
 }
 
-fn plural(kind: &str) -> String {
-    let word = kind.to_ascii_lowercase();
-    match word.strip_suffix('y') {
-        Some(stem) => format!("{stem}ies"),
-        None => word + "s",
-    }
+/// Runs the webhook, with its certificate and its configuration's `caBundle`.
+pub async fn serve(listener: TcpListener, names: Vec<String>, client: kube::Client, admission: Admission) {
+    let namespace = std::env::var("POD_NAMESPACE").ok().filter(|n| !n.is_empty());
+    let namespace = namespace.unwrap_or_else(|| "weft-system".into());
+    let mut certificate = Certificate::of_service(NAME, &namespace, "weft-control-webhook");
+    certificate.names.extend(names);
+    let (trusted_in, trusted) = watch::channel(String::new());
+    let (in_force_in, in_force) = watch::channel(String::new());
+    let (served, figures) = (Served::default(), Arc::new(Figures::default()));
+    tokio::join!(
+        certificate.keep(client.clone(), served.clone(), trusted_in, in_force),
+        bundle::keep(client, vec![Configuration::Validating(NAME.into())], trusted, in_force_in),
+        webhook::serve(listener, served, "/validate", admission, figures),
+    );
 }
 
 pub struct Admission {
@@ -267,12 +265,13 @@ mod tests {
     }
 
     #[test]
-    fn resources_have_names() {
-        let kinds = kinds();
-        let has = |group: &str, resource: &str| kinds.iter().any(|(g, _, r)| *g == group && r == resource);
-        assert!(has("networking.istio.io", "virtualservices") && has("weft.dev", "trafficpolicies"), "{kinds:?}");
-        assert!(has("policy.linkerd.io", "httproutes") && has("gateway.networking.k8s.io", "httproutes"));
-        assert!(!kinds.iter().any(|(g, ..)| ["", "apps", "batch", "discovery.k8s.io"].contains(g)), "{kinds:?}");
+    fn what_is_judged() {
+        for group in ["networking.istio.io", "security.istio.io", "gateway.networking.k8s.io", "linkerd.io", "weft.dev"] {
+            assert!(configures(group), "{group}");
+        }
+        for group in ["", "apps", "discovery.k8s.io", "example.org"] {
+            assert!(!configures(group), "{group}");
+        }
     }
 
     /// How long an apply waits in a mesh of 1,000 services.

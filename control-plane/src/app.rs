@@ -1,5 +1,6 @@
 //! Puts the parts together and runs them.
 
+use crate::admission::{self, Admission};
 use crate::identity::ca::{Authority, CaError};
 use crate::identity::sign::Signer;
 use crate::identity::token::{self, Binding};
@@ -9,10 +10,12 @@ use crate::report::Edges;
 use crate::settings::{Command, Serve, Settings};
 use crate::source::Found;
 use crate::source::dir::{self, Dirs};
+use crate::source::kube as cluster;
 use crate::state::StateDir;
 use crate::status::Status;
 use crate::world::{self, Current, Translate};
-use crate::{accept, admin};
+use crate::{accept, admin, conditions};
+use kube::Client;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -21,9 +24,11 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing_subscriber::EnvFilter;
 use weft_dialects::Options;
+use weft_kubernetes::client::{self, Access, AccessError};
+use weft_kubernetes::lease::Seat;
 use weft_policy::telemetry::Tracing;
 use weft_tls::Live;
 
@@ -35,6 +40,8 @@ pub enum StartError {
     Io { what: String, why: io::Error },
     #[error("--admin {0}: the admin interface is for loopback addresses")]
     Admin(SocketAddr),
+    #[error("{0}")]
+    Cluster(#[from] AccessError),
     #[error("--log: {0}")]
     Log(String),
 }
@@ -55,8 +62,13 @@ fn advice(why: &io::Error) -> &'static str {
 pub struct Running {
     pub address: SocketAddr,
     pub admin: Option<SocketAddr>,
+    pub status: Option<SocketAddr>,
     tasks: JoinSet<()>,
+    lead: Option<Lead>,
 }
+
+/// What ends it, and the task that then gives the Lease back.
+type Lead = (watch::Sender<()>, JoinHandle<()>);
 
 pub fn main(settings: Settings) -> ExitCode {
     match settings {
@@ -85,6 +97,9 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     if let Some(address) = serve.admin.filter(|a| !a.ip().is_loopback()) {
         return Err(StartError::Admin(address));
     }
+    let access = Access { kubeconfig: serve.kubeconfig.clone(), context: serve.context.clone() };
+    let asks = serve.kube || serve.webhook.is_some();
+    let api_server = if asks { Some(client::connect(&access).await?) } else { None };
     let state = StateDir::open(&serve.state).map_err(failed(serve.state.display().to_string()))?;
     let ca = Authority::load_or_create(&state, &serve.trust_domain)?;
     let live = Live::new(own::issue(&state, &ca, serve.leaf_lifetime)?, ca.bundle().map_err(CaError::from)?);
@@ -98,15 +113,33 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     let (status, edges) = (Arc::new(Status::default()), Arc::new(Edges::default()));
 
     let mut tasks = JoinSet::new();
-    let mut admin = None;
-    if let Some(at) = serve.admin {
-        let listener = TcpListener::bind(at).await.map_err(failed(format!("--admin {at}")))?;
-        admin = Some(listener.local_addr().map_err(failed("--admin".into()))?);
-        let (found, worlds) = (found.clone(), worlds.clone());
-        let known = admin::Admin { found, worlds, status: status.clone(), edges: edges.clone() };
+    let mut pages = [("--admin", serve.admin, None), ("--status", serve.status, None)];
+    for (flag, at, bound) in &mut pages {
+        let Some(at) = *at else { continue };
+        let listener = TcpListener::bind(at).await.map_err(failed(format!("{flag} {at}")))?;
+        *bound = Some(listener.local_addr().map_err(failed(flag.to_string()))?);
+        let (open, found, worlds) = (*flag == "--status", found.clone(), worlds.clone());
+        let known = admin::Admin { open, found, worlds, status: status.clone(), edges: edges.clone() };
         tasks.spawn(admin::serve(listener, known));
     }
-    tasks.spawn(dir::watch(Dirs::new(&serve.dir, &serve.namespace), found_in));
+    let [(.., admin), (.., status_at)] = pages;
+    if let (Some(at), Some(client)) = (serve.webhook, &api_server) {
+        let listener = TcpListener::bind(at).await.map_err(failed(format!("--webhook {at}")))?;
+        let admission = Admission::new(found.clone(), worlds.clone(), translate.clone());
+        tasks.spawn(admission::serve(listener, serve.webhook_name.clone(), client.clone(), admission));
+    }
+    let lead = match api_server.filter(|_| serve.kube) {
+        Some(client) => {
+            tasks.spawn(cluster::watch(client.clone(), found_in));
+            let (leads_in, leads) = watch::channel(false);
+            tasks.spawn(conditions::follow(client.clone(), worlds.clone(), leads));
+            Some(lead(client, leads_in))
+        }
+        None => {
+            tasks.spawn(dir::watch(Dirs::new(&serve.dir, &serve.namespace), found_in));
+            None
+        }
+    };
     tasks.spawn(world::follow(found, authority.clone(), translate, status.clone(), world_in));
     tasks.spawn(own::follow(state.clone(), serve.leaf_lifetime, live.clone(), authority_in));
     tasks.spawn(rotate::follow(state.clone(), authority.clone(), worlds.clone(), status.clone()));
@@ -121,10 +154,35 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
         siblings: Default::default(),
     };
     tasks.spawn(accept::serve(listener, live, server, status));
-    Ok(Running { address, admin, tasks })
+    Ok(Running { address, admin, status: status_at, tasks, lead })
+}
+
+/// Who writes what only one of us should.
+fn lead(client: Client, leads: watch::Sender<bool>) -> Lead {
+    let own = |name: &str, otherwise: String| std::env::var(name).ok().filter(|v| !v.is_empty()).unwrap_or(otherwise);
+    let seat = Seat {
+        client,
+        namespace: own("POD_NAMESPACE", "weft-system".into()),
+        name: "weft-control".into(),
+        holder: own("POD_NAME", format!("weft-control-{}", std::process::id())),
+    };
+    let (stop, mut stopped) = watch::channel(());
+    let hold = seat.hold(leads, async move {
+        // Nobody sends anything: it is dropped.
+        let _ = stopped.changed().await;
+    });
+    (stop, tokio::spawn(hold))
 }
 
 impl Running {
+    /// What others should not have to wait for is given back.
+    pub async fn stop(&mut self) {
+        if let Some((stop, giving_back)) = self.lead.take() {
+            drop(stop);
+            let _ = giving_back.await;
+        }
+    }
+
     /// Only if a part gave up, which none does.
     pub async fn ended(&mut self) {
         self.tasks.join_next().await;
@@ -143,13 +201,14 @@ fn run(serve: &Serve) -> ExitCode {
         let signals = |kind| signal(kind).map_err(|why| StartError::Io { what: "signals".into(), why });
         let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
         let mut running = start(serve, translation(serve)).await?;
-        tracing::info!(address = %running.address, admin = ?running.admin, trust_domain = %serve.trust_domain, "serving");
+        tracing::info!(address = %running.address, admin = ?running.admin, status = ?running.status, trust_domain = %serve.trust_domain, "serving");
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
             () = running.ended() => tracing::error!("a part of the control plane ended"),
         }
         tracing::info!("stopping");
+        running.stop().await;
         Ok::<_, StartError>(())
     });
     // A folder on a dead disk must not keep the process.

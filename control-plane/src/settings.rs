@@ -8,7 +8,7 @@ use std::time::Duration;
 use weft_policy::doc::parse_duration;
 use weft_policy::id::TrustDomain;
 
-/// Weft's control plane: reads the manifests of folders, gives workloads their identities, and tells each proxy what it needs.
+/// Weft's control plane: reads the manifests of folders or of a cluster, gives workloads their identities, and tells each proxy what it needs.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "weft-control", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Settings {
@@ -22,8 +22,20 @@ pub struct Settings {
 #[derive(Clone, Debug, Args)]
 pub struct Serve {
     /// A folder of manifests (YAML), watched with all below it; several are read as one
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
     pub dir: Vec<PathBuf>,
+
+    /// Reads a Kubernetes cluster instead: the one whose pod this runs in, or that of the kubeconfig
+    #[arg(long)]
+    pub kube: bool,
+
+    /// Which cluster, when not the own one
+    #[arg(long, value_name = "FILE", requires = "kube", conflicts_with = "dir")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// A context of the kubeconfig; without it the current one
+    #[arg(long, value_name = "NAME", requires = "kube", conflicts_with = "dir")]
+    pub context: Option<String>,
 
     /// Where proxies come: to join, to renew, to be told
     #[arg(long, value_name = "ADDR")]
@@ -44,6 +56,10 @@ pub struct Serve {
     /// One more name or address that the webhook's certificate is for; may be given several times
     #[arg(long, value_name = "NAME", requires = "webhook")]
     pub webhook_name: Vec<String>,
+
+    /// Where /ready, /live and /metrics are to be had from anywhere, and nothing else
+    #[arg(long, value_name = "ADDR")]
+    pub status: Option<SocketAddr>,
 
     /// What identities begin with; fixed once the first root is made
     #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = trust_domain)]
@@ -110,6 +126,7 @@ const EXAMPLES: &str = "\
 Examples:
   weft-control --dir manifests --listen 127.0.0.1:15012 --state state --admin 127.0.0.1:15014
   weft-control --dir base --dir overlay --listen 127.0.0.1:15012 --state state --trust-domain example.org
+  weft-control --kube --kubeconfig ~/.kube/config --listen 0.0.0.0:15012 --state state --admin 127.0.0.1:15014
   weft-control token --state state --namespace demo --service-account web --pod web-1
   weft-control root --state state > root.pem
   weft-control rotate-root --state state       three times, as each step allows
@@ -160,10 +177,16 @@ mod tests {
         );
         assert_eq!(serve.leaf_lifetime, Duration::from_secs(24 * 3600));
         assert_eq!((serve.otlp, serve.sampling), (None, 1.0));
+        let cluster = "weft-control --kube --context c --listen 127.0.0.1:0 --state s";
+        let cluster = Settings::parse_from(cluster.split(' ')).serve.unwrap();
+        assert!(cluster.kube && cluster.dir.is_empty());
         let token = "weft-control token --state s --namespace n --service-account a --pod p";
         assert!(Settings::try_parse_from(token.split(' ')).unwrap().serve.is_none());
         for bad in [
             "weft-control --dir a",
+            "weft-control --listen 127.0.0.1:0 --state s",
+            "weft-control --dir a --kube --listen 127.0.0.1:0 --state s",
+            "weft-control --dir a --kubeconfig c --listen 127.0.0.1:0 --state s",
             "weft-control --dir a --listen nowhere --state s",
             "weft-control --dir a --listen 127.0.0.1:0 --state s --leaf-lifetime 48h",
             "weft-control --dir a --listen 127.0.0.1:0 --state s --trust-domain A",

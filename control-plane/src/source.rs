@@ -1,6 +1,7 @@
 //! Where objects come from. Whatever it is, it has one writer and publishes all there is.
 
 pub mod dir;
+pub mod kube;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Objects in, a view out. One task waits until a change has settled, has it translated off the event loop, and publishes; a
-//! translation that fails leaves the last view in force.
+//! Objects in, a view out. One task has each change translated off the event loop, and publishes: the first one after a quiet time
+//! at once, and those that come close upon another when they have settled. A translation that fails leaves the last view in force.
 
 use crate::identity::Authority;
 use crate::scope::View;
@@ -22,7 +22,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub struct Current {
     pub view: View,
     pub ledger: Ledger,
-    /// Of the objects it was made from; 0 before the first.
+    /// What it was made from.
+    pub objects: Arc<Objects>,
+    /// Theirs; 0 before the first.
     pub generation: u64,
 }
 
@@ -34,6 +36,7 @@ pub async fn follow(
     out: watch::Sender<Arc<Current>>,
 ) {
     loop {
+        let begun = Instant::now();
         let objects = found.borrow_and_update().clone();
         let ca = authority.borrow_and_update().clone();
         // Before the first look there is nothing to say; an empty folder is something else.
@@ -42,7 +45,7 @@ pub async fn follow(
             let made = tokio::task::spawn_blocking(move || {
                 let (world, ledger) = translate(&objects.objects);
                 let view = View::new(&world, &ca.document(), &previous.view);
-                Current { view, ledger, generation: objects.generation }
+                Current { view, ledger, objects: objects.objects.clone(), generation: objects.generation }
             });
             match made.await {
                 Ok(current) => {
@@ -55,9 +58,14 @@ pub async fn follow(
                 Err(error) => tracing::error!(%error, "translation failed; the last world stays"),
             }
         }
+        // A large world rests for as long as it takes.
+        let (idle, rest) = (Instant::now(), begun.elapsed().max(QUIET));
         tokio::select! {
             more = found.changed() => if more.is_err() { return },
             more = authority.changed() => if more.is_err() { return },
+        }
+        if idle.elapsed() > rest {
+            continue;
         }
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {

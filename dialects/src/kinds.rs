@@ -7,6 +7,7 @@ use crate::{gateway, istio, kubernetes, linkerd, native, smi};
 use weft_policy::diag::Severity;
 use weft_policy::doc::Value;
 
+#[derive(Debug)]
 pub struct Kind {
     /// Empty for the core group.
     pub group: &'static str,
@@ -16,6 +17,20 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// As in the paths of the API server and in RBAC rules.
+    pub fn plural(&self) -> String {
+        let lower = self.kind.to_ascii_lowercase();
+        match lower.strip_suffix('y') {
+            Some(stem) => format!("{stem}ies"),
+            None => format!("{lower}s"),
+        }
+    }
+
+    /// Every cluster serves it; others are CustomResourceDefinitions, which come and go.
+    pub fn is_built_in(&self) -> bool {
+        ["", "apps", "batch", "discovery.k8s.io"].contains(&self.group)
+    }
+
     pub fn is(&self, object: &Object) -> bool {
         self.kind == object.kind && self.group == object.group() && self.versions.contains(&object.version())
     }
@@ -76,6 +91,20 @@ pub const KINDS: &[Kind] = &[
     kind(SECURITY, "PeerAuthentication", &["v1", "v1beta1"], istio::peer_authentication::translate),
 ];
 
+/// What there is many of in a cluster, and what says nothing that changes the world: an application's own, or known from its pods.
+const UNWATCHED: &[&str] = &["ConfigMap", "Secret", "ServiceAccount", "ReplicaSet", "Job", "CronJob"];
+
+/// The kinds worth a watch of a cluster, each once.
+pub fn watched() -> Vec<&'static Kind> {
+    let mut out: Vec<&Kind> = Vec::new();
+    for kind in KINDS.iter().filter(|k| !UNWATCHED.contains(&k.kind)) {
+        if !out.iter().any(|k| (k.group, k.kind) == (kind.group, kind.kind)) {
+            out.push(kind);
+        }
+    }
+    out
+}
+
 /// What is not in the table is without effect, and whoever wrote it is told.
 pub fn check(reader: &Reader<'_>) {
     let object = reader.object;
@@ -95,5 +124,25 @@ pub fn check(reader: &Reader<'_>) {
         if field(&object.node, name).is_some() {
             reader.root().ignore(name, &message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_to_watch() {
+        let names: Vec<String> = watched().iter().map(|k| format!("{}.{}", k.plural(), k.group)).collect();
+        for name in [
+            "services.",
+            "endpointslices.discovery.k8s.io",
+            "httproutes.gateway.networking.k8s.io",
+            "httproutes.policy.linkerd.io",
+            "trafficpolicies.weft.dev",
+        ] {
+            assert_eq!(names.iter().filter(|n| *n == name).count(), 1, "{name} in {names:?}");
+        }
+        assert!(names.iter().all(|n| n != "secrets." && n != "configmaps."), "{names:?}");
     }
 }

@@ -48,6 +48,12 @@ pub fn serve(manifests: &TempDir, state: &TempDir, lifetime: Duration) -> Serve 
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     Serve {
         dir: vec![manifests.path().to_path_buf()],
+        kube: false,
+        kubeconfig: None,
+        context: None,
+        status: None,
+        webhook: None,
+        webhook_name: Vec::new(),
         listen: any,
         state: state.path().to_path_buf(),
         admin: Some(any),

@@ -15,6 +15,15 @@ pub struct Backends<'b> {
     referrer: Referrer<'b>,
 }
 
+/// What a route's status calls it; `message` is one of `Backends::resolve`.
+pub fn reason(message: &str) -> &'static str {
+    match message {
+        _ if message.contains("may not be referred to") => "RefNotPermitted",
+        _ if message.contains("is no backend here") => "InvalidKind",
+        _ => "BackendNotFound",
+    }
+}
+
 impl<'b> Backends<'b> {
     pub fn of(builder: &'b Builder<'_>, referrer: Referrer<'b>) -> Self {
         Self { services: &builder.services, grants: &builder.grants, referrer }
