@@ -179,9 +179,10 @@ impl Certificate {
             trusted.send_replace(both.clone());
             let mut in_force = in_force.clone();
             let known = in_force.wait_for(|now| *now == both);
-            match tokio::time::timeout(PATIENCE, known).await {
-                Ok(_) => tokio::time::sleep(SPREAD).await,
-                Err(_) => tracing::warn!("a new certificate is served before every configuration is known to trust it"),
+            let in_time = tokio::time::timeout(PATIENCE, known).await.is_ok();
+            match in_time {
+                true => tokio::time::sleep(SPREAD).await,
+                false => tracing::warn!("a new certificate is served before every configuration is known to trust it"),
             }
         }
         match load(&stored.certificate, &stored.key) {
