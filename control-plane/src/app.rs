@@ -3,10 +3,10 @@
 use crate::admission::{self, Admission};
 use crate::identity::attest::Attest;
 use crate::identity::ca::{Authority, CaError};
-use crate::identity::cluster::InCluster;
+use crate::identity::cluster::{InCluster, rotate as rotate_in_cluster};
 use crate::identity::sign::Signer;
 use crate::identity::token::{self, Binding};
-use crate::identity::{cluster, own, rotate};
+use crate::identity::{own, rotate};
 use crate::push::server::Server;
 use crate::report::Edges;
 use crate::settings::{Command, Serve, Settings};
@@ -103,7 +103,7 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     let asks = serve.kube || serve.webhook.is_some();
     let api_server = if asks { Some(client::connect(&access).await?) } else { None };
     let state = StateDir::open(&serve.state).map_err(failed(serve.state.display().to_string()))?;
-    let cluster = InCluster::of(serve).await?;
+    let cluster = api_server.clone().map(InCluster::new);
     if let Some(cluster) = &cluster {
         cluster.take_authority(&state, &serve.trust_domain).await?;
     }
@@ -250,7 +250,7 @@ fn run_command(command: Command) -> ExitCode {
         }
         Command::RotateRoot { state: None, force, kubeconfig, context, namespace, .. } => {
             let access = weft_kubernetes::client::Access { kubeconfig, context };
-            cluster::rotate(&access, &namespace, force).map(|said| said + "\n")
+            rotate_in_cluster(&access, &namespace, force).map(|said| said + "\n")
         }
     };
     match done {
