@@ -85,9 +85,12 @@ fn as_json(found: &[&Arc<Object>]) -> Json {
     }
 }
 
-/// As they stand in their files.
+/// As they stand in their files, or as somebody could have written them.
 fn as_yaml(store: &Store, found: &[&Arc<Object>]) -> String {
-    let whole = |o: &&Arc<Object>| Source { node: &o.node, file: &store.text(o) }.whole();
+    let whole = |o: &&Arc<Object>| match store.cluster() {
+        Some(_) => store.text(o).into_owned(),
+        None => Source { node: &o.node, file: &store.text(o) }.whole(),
+    };
     found.iter().map(whole).collect::<Vec<_>>().join("---\n")
 }
 

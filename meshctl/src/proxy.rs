@@ -6,6 +6,7 @@ mod config;
 use crate::door::Door;
 use crate::error::Result;
 use crate::place::Place;
+use crate::running::Running;
 use crate::runtime::wait;
 use crate::terminal::{Tone, coloured, paint, table};
 use clap::{Args, Subcommand, ValueEnum};
@@ -62,18 +63,35 @@ enum Output {
     Json,
 }
 
+impl Verb {
+    fn which(&self) -> &Which {
+        match self {
+            Self::Config(which) | Self::Clusters(which) | Self::Certs(which) | Self::LogLevel { which, .. } => which,
+        }
+    }
+}
+
 impl Proxy {
     pub fn run(self) -> Result<ExitCode> {
+        let running = self.verb.which().place.running()?;
         wait(async {
             match self.verb {
                 Verb::Config(which) => {
-                    which.print("/config_dump", |text| parsed(text).map(|dump| config::page(&dump, coloured()))).await
+                    which
+                        .print(&running, "/config_dump", |text| {
+                            parsed(text).map(|dump| config::page(&dump, coloured()))
+                        })
+                        .await
                 }
-                Verb::Clusters(which) => which.print("/clusters", |text| Ok(backends(text, coloured()))).await,
+                Verb::Clusters(which) => {
+                    which.print(&running, "/clusters", |text| Ok(backends(text, coloured()))).await
+                }
                 Verb::Certs(which) => {
-                    which.print("/certs", |text| parsed(text).map(|certs| certificates(&certs, coloured()))).await
+                    which
+                        .print(&running, "/certs", |text| parsed(text).map(|certs| certificates(&certs, coloured())))
+                        .await
                 }
-                Verb::LogLevel { which, level } => which.log_level(level.as_deref()).await,
+                Verb::LogLevel { which, level } => which.log_level(&running, level.as_deref()).await,
             }
         })?;
         Ok(ExitCode::SUCCESS)
@@ -86,15 +104,14 @@ fn parsed(text: &str) -> Result<Json> {
 
 impl Which {
     /// Pods and the ways to their sidecars.
-    async fn doors(&self) -> Result<Vec<(String, Door)>> {
-        let running = self.place.running()?;
+    async fn doors(&self, running: &Running) -> Result<Vec<(String, Door)>> {
         let pods = running.pods_named(&self.workload, self.namespace.as_deref()).await?;
         let name = |pod: &Json| pod["name"].as_str().unwrap_or_default().to_string();
         pods.iter().map(|pod| running.sidecar(pod).map(|door| (name(pod), door))).collect()
     }
 
-    async fn print(&self, path: &str, page: impl Fn(&str) -> Result<String>) -> Result<()> {
-        let doors = self.doors().await?;
+    async fn print(&self, running: &Running, path: &str, page: impl Fn(&str) -> Result<String>) -> Result<()> {
+        let doors = self.doors(running).await?;
         let many = doors.len() > 1;
         let mut all = serde_json::Map::new();
         for (name, door) in doors {
@@ -117,9 +134,9 @@ impl Which {
         Ok(())
     }
 
-    async fn log_level(&self, level: Option<&str>) -> Result<()> {
+    async fn log_level(&self, running: &Running, level: Option<&str>) -> Result<()> {
         let mut all = serde_json::Map::new();
-        for (name, door) in self.doors().await? {
+        for (name, door) in self.doors(running).await? {
             let said = match level {
                 None => door.get("/logging").await?,
                 Some(level) => door.post(&format!("/logging?level={}", escaped(level))).await?,

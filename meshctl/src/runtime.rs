@@ -6,7 +6,7 @@ use tokio::runtime::{Builder, Runtime};
 
 static ONE: OnceLock<Runtime> = OnceLock::new();
 
-/// Not within itself. It has no threads of its own, for a lab's user namespace takes no program that has several.
+/// Not within itself: who needs a mesh for an answer opens it before. It has no threads of its own, for a lab's user namespace takes no program that has several.
 pub fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = match ONE.get() {
         Some(runtime) => runtime,
