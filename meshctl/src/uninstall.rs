@@ -37,12 +37,15 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
 const NAMESPACES: Kind = Kind("v1", "Namespace");
 const SECRETS: Kind = Kind("v1", "Secret");
 const CONFIG_MAPS: Kind = Kind("v1", "ConfigMap");
+const PODS: Kind = Kind("v1", "Pod");
 /// In the order in which they go: first who would be called, then who answers, then what they may.
-const KINDS: [Kind; 13] = [
+const FIRST: [Kind; 4] = [
     Kind("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"),
     Kind("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"),
     Kind("policy/v1", "PodDisruptionBudget"),
     Kind("apps/v1", "Deployment"),
+];
+const THEN: [Kind; 9] = [
     Kind("v1", "Service"),
     CONFIG_MAPS,
     Kind("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
@@ -85,14 +88,13 @@ impl Uninstall {
             if !self.yes && !install::agreed(&question)? {
                 return Ok(ExitCode::from(1));
             }
-            let mut left = Vec::new();
-            for object in objects {
-                if server.delete(&object).await? {
-                    install::done(&format!("{} is removed", shown(&object)));
-                    left.push(object);
-                }
-            }
-            gone(&server, left, Instant::now() + self.timeout).await?;
+            let end = Instant::now() + self.timeout;
+            // Programs that still run would make again what they keep.
+            let (first, then): (Vec<Value>, Vec<Value>) =
+                objects.into_iter().partition(|o| FIRST.iter().any(|kind| o["kind"] == kind.1));
+            remove(&server, first, end).await?;
+            gone(&server, server.list(PODS, OWN, "").await?, end).await?;
+            remove(&server, then, end).await?;
             match self.purge {
                 true => println!("\nNothing of the mesh is left but sidecars in pods that run."),
                 false => println!("\nThe CA and the kinds stay: meshctl uninstall --purge removes them too."),
@@ -103,7 +105,7 @@ impl Uninstall {
 
     async fn objects(&self, server: &Server) -> Result<Vec<Value>> {
         let mut out: Vec<Value> = Vec::new();
-        for kind in KINDS {
+        for kind in FIRST.into_iter().chain(THEN) {
             out.extend(server.list(kind, OWN, "").await?);
         }
         // What the programs made themselves is known by its name, whatever its labels.
@@ -145,6 +147,17 @@ async fn instances(server: &Server, crd: &Value) -> Result<usize> {
     let stored = versions.into_iter().flatten().find(|v| v["served"] == true).and_then(|v| v["name"].as_str());
     let (Some(version), Some(group)) = (stored, crd["spec"]["group"].as_str()) else { return Ok(0) };
     server.count(group, version, crd["spec"]["names"]["kind"].as_str().unwrap_or_default()).await
+}
+
+async fn remove(server: &Server, objects: Vec<Value>, end: Instant) -> Result<()> {
+    let mut left = Vec::new();
+    for object in objects {
+        if server.delete(&object).await? {
+            install::done(&format!("{} is removed", shown(&object)));
+            left.push(object);
+        }
+    }
+    gone(server, left, end).await
 }
 
 /// Some things take a while: a namespace waits for what is in it.

@@ -29,7 +29,14 @@ fn objects(text: &str) -> Vec<Value> {
 }
 
 fn helm(args: &[&str]) -> String {
-    text(&Command::new(tools::helm()).args(["template", "weft", "--kube-version", "1.34.0"]).arg(chart()).args(args).output().unwrap())
+    text(
+        &Command::new(tools::helm())
+            .args(["template", "weft", "--kube-version", "1.34.0"])
+            .arg(chart())
+            .args(args)
+            .output()
+            .unwrap(),
+    )
 }
 
 fn meshctl(args: &[&str]) -> String {

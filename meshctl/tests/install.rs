@@ -3,12 +3,14 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 use weft_cluster::{Cluster, Options};
+use weft_policy::diag::Diags;
+use weft_policy::yaml;
 
 fn meshctl(cluster: &Cluster, args: &[&str]) -> Output {
     cluster.command(env!("CARGO_BIN_EXE_meshctl")).args(args).stdin(Stdio::null()).output().unwrap()
@@ -116,12 +118,11 @@ fn before(cluster: &Cluster) {
     nobody.says("nodes run Linux", "error", "forbidden");
     assert_eq!(nobody.code, Some(1));
     let away = cluster.kubeconfig().with_file_name("away.kubeconfig");
-    let text = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
-    let lines = text.lines().map(|l| match l.split_once("server:") {
-        Some((before, _)) => format!("{before}server: https://127.0.0.1:1"),
-        None => l.to_string(),
-    });
-    std::fs::write(&away, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    std::fs::copy(cluster.kubeconfig(), &away).unwrap();
+    let name = kubectl(cluster, "config view -o jsonpath={.clusters[0].name}");
+    let mut command = cluster.command("kubectl");
+    command.args(["config", "set-cluster", &name, "--server=https://127.0.0.1:1"]).env("KUBECONFIG", &away);
+    out(&command.output().unwrap());
     let away = Answer::of(cluster, &["--kubeconfig", away.to_str().unwrap()]);
     away.says("the API server answers", "error", "not reached");
     assert_eq!(away.code, Some(1));
@@ -148,26 +149,22 @@ fn kinds(cluster: &Cluster) {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     for folder in ["lab-8", "lab-9.5", "tutorial-5.9"] {
         let folder = examples.join(folder);
-        let mut texts = Vec::new();
+        let mut objects = Vec::new();
         for file in std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().path()) {
             if file.extension().is_some_and(|e| e == "yaml") {
-                texts.push(std::fs::read_to_string(&file).unwrap());
+                let text = std::fs::read_to_string(&file).unwrap();
+                objects.extend(yaml::documents(&text, &mut Diags::default()).unwrap().iter().map(yaml::json));
             }
         }
         // Only what these kinds define: the rest is Kubernetes' own, and would start.
-        let ours = |doc: &&str| {
-            [".io/v1alpha", "istio.io/", "linkerd.io/"].iter().any(|w| doc.contains(w))
-                && !doc.contains("kind: Deployment")
-                && !doc.contains("kind: Namespace")
-        };
-        let texts = texts.join("\n---\n");
-        let documents: Vec<&str> = texts.split("\n---\n").filter(ours).collect();
-        for line in documents.iter().flat_map(|d| d.lines()).filter(|l| l.trim().starts_with("namespace:")) {
-            let name = line.trim().trim_start_matches("namespace:").trim();
+        objects.retain(|o| o["apiVersion"].as_str().is_some_and(|v| v.contains('.')));
+        assert!(!objects.is_empty(), "{}", folder.display());
+        for name in objects.iter().filter_map(|o| o["metadata"]["namespace"].as_str()) {
+            // It may be there already.
             let _ = cluster.kubectl(&["create", "namespace", name]);
         }
-        assert!(!documents.is_empty(), "{}", folder.display());
-        fed(cluster, &["apply", "--dry-run=server", "--validate=strict", "-f", "-"], &documents.join("\n---\n"));
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        fed(cluster, &["apply", "--dry-run=server", "--validate=strict", "-f", "-"], &list);
     }
     // What is of a wrong shape is refused by the kind itself.
     let wrong = "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: a}\nspec: {targetRefs: []}\n";

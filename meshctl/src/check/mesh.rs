@@ -131,8 +131,7 @@ async fn ca(server: &Server) -> Result<Finding> {
 
 async fn root(server: &Server) -> Result<Finding> {
     let what = "the root of trust is good for a while";
-    let hint =
-        "docs/kubernetes.md, rotation: kubectl -n weft-system exec deploy/weft-control -- weft-control rotate-root";
+    let hint = "docs/kubernetes.md, rotation: kubectl -n weft-system exec deploy/weft-control -- weft-control rotate-root --kube";
     let map = server.get(CONFIG_MAP, Some(NAMESPACE), "weft-root").await?;
     let Some(pem) = map.as_ref().and_then(|m| m["data"]["root.pem"].as_str()) else {
         return Ok(Finding::broken(what, vec!["there is no root in ConfigMap weft-root".into()], hint));

@@ -103,6 +103,27 @@ mod tests {
         }
     }
 
+    /// What the control plane may list in the whole cluster is what it watches, and no more.
+    #[test]
+    fn rights_follow_what_is_watched() {
+        let objects = objects(&super::super::values::defaults().unwrap()).unwrap();
+        let named = |o: &&Value| o["kind"] == "ClusterRole" && o["metadata"]["name"] == "weft-control";
+        let rules = objects.iter().find(named).unwrap()["rules"].as_array().unwrap();
+        let words = |v: &Value| -> Vec<String> {
+            v.as_array().into_iter().flatten().map(|w| w.as_str().unwrap().to_string()).collect()
+        };
+        let mut may = BTreeSet::new();
+        for rule in rules.iter().filter(|r| words(&r["verbs"]).contains(&"list".into()) && r["resourceNames"].is_null())
+        {
+            assert!(words(&rule["verbs"]).contains(&"watch".into()), "{rule}");
+            may.extend(words(&rule["resources"]).into_iter().map(|r| format!("{r}.{}", words(&rule["apiGroups"])[0])));
+        }
+        let watched = weft_dialects::kinds::watched();
+        let mut wanted: BTreeSet<String> = watched.iter().map(|k| format!("{}.{}", k.plural(), k.group)).collect();
+        wanted.extend(["nodes.", "configmaps.", "customresourcedefinitions.apiextensions.k8s.io"].map(String::from));
+        assert_eq!(may, wanted);
+    }
+
     #[test]
     fn all_of_it_has_the_label() {
         let objects = objects(&super::super::values::defaults().unwrap()).unwrap();

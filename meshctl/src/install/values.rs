@@ -33,7 +33,7 @@ pub fn set(values: &mut Value, text: &str) -> Result<()> {
         return Err(example());
     }
     let value = match value.strip_prefix('{').and_then(|v| v.strip_suffix('}')) {
-        Some(inner) if !inner.contains(':') => inner.split(',').filter(|v| !v.is_empty()).map(Value::from).collect(),
+        Some(inner) if !inner.contains(": ") => inner.split(',').filter(|v| !v.is_empty()).map(Value::from).collect(),
         _ if value.is_empty() => json!(""),
         _ => parse(&format!("--set {path}"), value)?,
     };
@@ -174,6 +174,7 @@ mod tests {
         let values = with(&[
             "control.replicas=3",
             "sidecar.revisions={a,b}",
+            "images.pullSecrets={c:d}",
             "sidecar.resources.cpuLimit=4",
             "meshRanges=[10.0.0.0/8, 'fd00::/8']",
             "control.resources.limits.cpu=2",
