@@ -766,7 +766,7 @@ fn a_restart_with_an_expired_leaf_joins_again() {
     std::thread::sleep(Duration::from_secs(4));
     control.lifetime(Duration::from_secs(3600), Duration::from_secs(1800));
     pod.dir.write("token", control.token("demo", "web"));
-    let mut proxy = pod.start();
+    let proxy = pod.start();
     proxy.wait_log(|l| l.contains("has expired; joining anew"), SOON);
     let signed = control.signed();
     assert!(signed.len() > first.len(), "{signed:?}");
@@ -793,7 +793,8 @@ fn another_trust_domain_than_it_was_told() {
     proxy.sigterm();
     proxy.wait_exit(SOON);
     pod.dir.write("token", control.token("demo", "web"));
-    start(DOMAIN).wait_ready(SOON);
+    let mut proxy = start(DOMAIN);
+    proxy.wait_ready(SOON);
     assert_eq!(get(addr), (200, "one".into()));
 }
 
