@@ -222,7 +222,10 @@ fn what_people_are_told(rig: &Rig) {
     host["spec"]["hostNetwork"] = true.into();
     let (kept, told) = rig.apply("shop", &host, true).unwrap();
     assert_eq!(containers(&kept), ["app"]);
-    assert!(told.contains("Warning: no sidecar, though istio-injection=enabled on the namespace asks for one"), "{told}");
+    assert!(
+        told.contains("Warning: no sidecar, though istio-injection=enabled on the namespace asks for one"),
+        "{told}"
+    );
     let note = kept["metadata"]["annotations"]["weft.dev/not-injected"].as_str().unwrap();
     assert!(note.contains("host's network"), "{note}");
 
