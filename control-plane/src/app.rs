@@ -1,11 +1,12 @@
 //! Puts the parts together and runs them.
 
+use crate::admission::{self, Admission};
 use crate::identity::attest::Attest;
 use crate::identity::ca::{Authority, CaError};
-use crate::identity::cluster::InCluster;
+use crate::identity::cluster::{InCluster, rotate as rotate_in_cluster};
 use crate::identity::sign::Signer;
 use crate::identity::token::{self, Binding};
-use crate::identity::{cluster, own, rotate};
+use crate::identity::{own, rotate};
 use crate::push::server::Server;
 use crate::report::Edges;
 use crate::settings::{Command, Serve, Settings};
@@ -99,9 +100,10 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
         return Err(StartError::Admin(address));
     }
     let access = Access { kubeconfig: serve.kubeconfig.clone(), context: serve.context.clone() };
-    let api_server = if serve.kube { Some(client::connect(&access).await?) } else { None };
+    let asks = serve.kube || serve.webhook.is_some();
+    let api_server = if asks { Some(client::connect(&access).await?) } else { None };
     let state = StateDir::open(&serve.state).map_err(failed(serve.state.display().to_string()))?;
-    let cluster = InCluster::of(serve).await?;
+    let cluster = api_server.clone().map(InCluster::new);
     if let Some(cluster) = &cluster {
         cluster.take_authority(&state, &serve.trust_domain).await?;
     }
@@ -127,7 +129,12 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
         tasks.spawn(admin::serve(listener, known));
     }
     let [(.., admin), (.., status_at)] = pages;
-    let lead = match api_server {
+    if let (Some(at), Some(client)) = (serve.webhook, &api_server) {
+        let listener = TcpListener::bind(at).await.map_err(failed(format!("--webhook {at}")))?;
+        let admission = Admission::new(found.clone(), worlds.clone(), translate.clone());
+        tasks.spawn(admission::serve(listener, serve.webhook_name.clone(), client.clone(), admission));
+    }
+    let lead = match api_server.filter(|_| serve.kube) {
         Some(client) => {
             tasks.spawn(objects::watch(client.clone(), found_in));
             let (leads_in, leads) = watch::channel(false);
@@ -243,7 +250,7 @@ fn run_command(command: Command) -> ExitCode {
         }
         Command::RotateRoot { state: None, force, kubeconfig, context, namespace, .. } => {
             let access = weft_kubernetes::client::Access { kubeconfig, context };
-            cluster::rotate(&access, &namespace, force).map(|said| said + "\n")
+            rotate_in_cluster(&access, &namespace, force).map(|said| said + "\n")
         }
     };
     match done {

@@ -10,6 +10,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod admission;
 pub mod app;
 pub mod conditions;
 pub mod identity;

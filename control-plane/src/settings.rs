@@ -50,6 +50,14 @@ pub struct Serve {
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
 
+    /// Where the API server asks whether what is applied can come into force, over TLS; without it, it asks nobody
+    #[arg(long, value_name = "ADDR")]
+    pub webhook: Option<SocketAddr>,
+
+    /// One more name or address that the webhook's certificate is for; may be given several times
+    #[arg(long, value_name = "NAME", requires = "webhook")]
+    pub webhook_name: Vec<String>,
+
     /// Where /ready, /live and /metrics are to be had from anywhere, and nothing else
     #[arg(long, value_name = "ADDR")]
     pub status: Option<SocketAddr>,

@@ -24,19 +24,34 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Inject { dialect: Dialect, why: String },
+    Inject {
+        dialect: Dialect,
+        why: String,
+    },
     Skip(String),
+    /// Somebody asks for a sidecar, and the pod cannot have one.
+    Cannot {
+        asked: String,
+        why: String,
+    },
     Refuse(String),
 }
 
 pub fn decide(settings: &Settings, request: &Request<'_>, pod: &Template<'_>, warnings: &mut Warnings) -> Decision {
-    if let Some(why) = cannot(settings, &request.namespace.name, pod) {
+    if never(settings, &request.namespace.name) {
+        return Decision::Skip(format!("nothing in namespace {} gets a sidecar", request.namespace.name));
+    }
+    if let Some(why) = has_one(pod) {
         return Decision::Skip(why);
     }
-    let decision = asked(settings, request, pod, warnings);
-    let Decision::Inject { .. } = decision else { return decision };
-    if let Some(why) = taken(pod) {
-        return Decision::Skip(why);
+    let unable = cannot(pod);
+    // What is wrong with switches of pods that get none matters to nobody.
+    let mut unheard = Warnings::default();
+    let said = if unable.is_some() { &mut unheard } else { warnings };
+    let decision = asked(settings, request, pod, said);
+    let Decision::Inject { why: asked, .. } = &decision else { return unable.map_or(decision, Decision::Skip) };
+    if let Some(why) = unable.or_else(|| taken(pod)) {
+        return Decision::Cannot { asked: asked.clone(), why };
     }
     match runs_as_sidecar(pod) {
         Some(who) => Decision::Refuse(format!("{who}, which is the sidecar's: what it sends would go past the mesh")),
@@ -44,11 +59,12 @@ pub fn decide(settings: &Settings, request: &Request<'_>, pod: &Template<'_>, wa
     }
 }
 
+fn never(settings: &Settings, namespace: &str) -> bool {
+    NEVER.contains(&namespace) || namespace == settings.namespace
+}
+
 /// What no switch can change.
-fn cannot(settings: &Settings, namespace: &str, pod: &Template<'_>) -> Option<String> {
-    if NEVER.contains(&namespace) || namespace == settings.namespace {
-        return Some(format!("nothing in namespace {namespace} gets a sidecar"));
-    }
+fn cannot(pod: &Template<'_>) -> Option<String> {
     if pod.spec.get("hostNetwork") == Some(&Value::Bool(true)) {
         return Some("it uses the host's network, where nothing can be redirected".into());
     }
@@ -58,6 +74,11 @@ fn cannot(settings: &Settings, namespace: &str, pod: &Template<'_>) -> Option<St
     if pod.annotation(MIRROR).is_some() {
         return Some("it is a static pod of its node".into());
     }
+    None
+}
+
+/// Whoever put it in: a second time changes nothing.
+fn has_one(pod: &Template<'_>) -> Option<String> {
     let sidecars = [Dialect::Weft, Dialect::Istio, Dialect::Linkerd].map(Dialect::container);
     let own = pod.containers().map(name).find(|n| sidecars.contains(n));
     own.map(|name| format!("it has a sidecar already: {name}"))

@@ -2,11 +2,13 @@
 //!
 //! Pure: an object as JSON in, a [`Verdict`] out. A webhook puts the `patch` into its answer and `meshctl inject` prints the
 //! `object`; both come from [`inject`], so they cannot differ. `decide.rs` says whether and why, `wishes.rs` what annotations
-//! ask for, `pod.rs` puts the pod together, and `record.rs` takes it apart again.
+//! ask for, `pod.rs` puts the pod together, and `record.rs` takes it apart again. `app.rs` and `serve.rs` are the webhook, a program
+//! of its own.
 //!
 //! What comes in is hostile: sizes are bounded, and a value that is not understood is refused for its field alone, with a
 //! warning that names it. Nothing of a value is ever passed on that was not parsed and written anew.
 
+pub mod app;
 pub mod decide;
 pub mod json_patch;
 mod metrics;
@@ -14,6 +16,7 @@ mod pod;
 mod probes;
 pub mod record;
 mod redirect;
+pub mod serve;
 pub mod settings;
 mod shape;
 mod sidecar;
@@ -72,6 +75,8 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// One sentence each, for whoever wrote the pod.
     pub warnings: Vec<String>,
+    /// Which switch asked for a sidecar that the pod, which was skipped, cannot have.
+    pub unmet: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -103,11 +108,12 @@ pub fn inject(settings: &Settings, request: &Request<'_>) -> Option<Verdict> {
         return None;
     }
     let mut warnings = Warnings::default();
-    let outcome = outcome(settings, request, &mut warnings);
-    Some(Verdict { outcome, warnings: warnings.0 })
+    let mut unmet = None;
+    let outcome = outcome(settings, request, &mut warnings, &mut unmet);
+    Some(Verdict { outcome, warnings: warnings.0, unmet })
 }
 
-fn outcome(settings: &Settings, request: &Request<'_>, warnings: &mut Warnings) -> Outcome {
+fn outcome(settings: &Settings, request: &Request<'_>, warnings: &mut Warnings, unmet: &mut Option<String>) -> Outcome {
     if let Err(why) = shape::check(request.object) {
         return Outcome::Refused(why);
     }
@@ -116,6 +122,10 @@ fn outcome(settings: &Settings, request: &Request<'_>, warnings: &mut Warnings) 
     };
     match decide::decide(settings, request, &template, warnings) {
         Decision::Skip(why) => Outcome::Skipped(why),
+        Decision::Cannot { asked, why } => {
+            *unmet = Some(asked);
+            Outcome::Skipped(why)
+        }
         Decision::Refuse(why) => Outcome::Refused(why),
         Decision::Inject { dialect, why } => pod::build(settings, request, dialect, why, warnings),
     }

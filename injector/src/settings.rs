@@ -1,5 +1,7 @@
 //! What an install says once for all pods. The defaults are a mesh that runs; a chart or `--settings` fills in the rest.
 
+pub mod file;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 

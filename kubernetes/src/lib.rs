@@ -2,3 +2,5 @@
 
 pub mod client;
 pub mod lease;
+pub mod watch;
+pub mod webhook;

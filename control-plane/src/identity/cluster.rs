@@ -5,7 +5,6 @@ use super::own;
 use super::replicas::{self, Replica};
 use super::roots::Roots;
 use super::secret::CaSecret;
-use crate::settings::Serve;
 use crate::state::StateDir;
 use crate::status::Status;
 use crate::world::Current;
@@ -27,18 +26,12 @@ pub struct InCluster {
 }
 
 impl InCluster {
-    /// `None` without `--kube`.
-    pub async fn of(serve: &Serve) -> Result<Option<Self>, CaError> {
-        if !serve.kube {
-            return Ok(None);
-        }
-        let access = Access { kubeconfig: serve.kubeconfig.clone(), context: serve.context.clone() };
-        let client = connect(&access).await.map_err(|e| CaError::Kube(e.to_string()))?;
+    pub fn new(client: Client) -> Self {
         let of = |name: &str, default: &str| {
             std::env::var(name).ok().filter(|v| !v.is_empty()).unwrap_or_else(|| default.into())
         };
         let (namespace, pod) = (of("POD_NAMESPACE", own::NAMESPACE), of("POD_NAME", own::ACCOUNT));
-        Ok(Some(Self { client, namespace, pod }))
+        Self { client, namespace, pod }
     }
 
     fn secret(&self, dir: &StateDir, domain: &TrustDomain) -> CaSecret {

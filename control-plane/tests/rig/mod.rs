@@ -52,6 +52,8 @@ pub fn serve(manifests: &TempDir, state: &TempDir, lifetime: Duration) -> Serve 
         kubeconfig: None,
         context: None,
         status: None,
+        webhook: None,
+        webhook_name: Vec::new(),
         listen: any,
         state: state.path().to_path_buf(),
         admin: Some(any),

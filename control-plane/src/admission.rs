@@ -1,0 +1,297 @@
+//! Whether what somebody applies can come into force, asked by the API server before it keeps it (`/validate`).
+//!
+//! The object takes its place among those that are known and all are translated, as they will be a moment later. What is new
+//! then decides: a mistake in this object, or a document that no proxy would take. What only warns, or has no effect, is told to
+//! whoever applies. What an object names and is not there yet is no mistake here, for it may be in the next line of the same file.
+//! Nothing waits for a decision: what takes too long, and what comes before there is a world, is allowed with a word.
+
+use crate::scope::View;
+use crate::source::Found;
+use crate::world::{Current, Translate};
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use weft_dialects::kinds::KINDS;
+use weft_dialects::ledger::{Finding, Ledger, Verdict};
+use weft_dialects::object::{self, Object, ObjectRef, Objects};
+use weft_kubernetes::webhook::{self, Answer, Certificate, Configuration, Figures, Handler, Request, Served, bundle};
+use weft_policy::diag::{Diags, Severity};
+
+/// Of an API server's patience (5 s), half.
+const PATIENCE: Duration = Duration::from_millis(2500);
+/// Findings about what is missing: it may come.
+const MISSING: [&str; 2] = ["G6", "G7"];
+const ABSENT: &str = "there is no Service";
+/// Of the Service and of the configuration.
+const NAME: &str = "weft-control";
+const LINES: usize = 20;
+/// Where an object stands that nobody has kept yet.
+const PLACE: &str = "(applied)";
+/// Not the author's, and different each time.
+const NOTES: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
+
+/// Kubernetes' own groups are for Kubernetes to judge.
+fn configures(group: &str) -> bool {
+    KINDS.iter().any(|k| k.group == group && !k.is_built_in())
+}
+
+/// Runs the webhook, with its certificate and its configuration's `caBundle`.
+pub async fn serve(listener: TcpListener, names: Vec<String>, client: kube::Client, admission: Admission) {
+    let namespace = std::env::var("POD_NAMESPACE").ok().filter(|n| !n.is_empty());
+    let namespace = namespace.unwrap_or_else(|| "weft-system".into());
+    let mut certificate = Certificate::of_service(NAME, &namespace, "weft-control-webhook");
+    certificate.names.extend(names);
+    let (trusted_in, trusted) = watch::channel(String::new());
+    let (in_force_in, in_force) = watch::channel(String::new());
+    let (served, figures) = (Served::default(), Arc::new(Figures::default()));
+    tokio::join!(
+        certificate.keep(client.clone(), served.clone(), trusted_in, in_force),
+        bundle::keep(client, vec![Configuration::Validating(NAME.into())], trusted, in_force_in),
+        webhook::serve(listener, served, "/validate", admission, figures),
+    );
+}
+
+pub struct Admission {
+    pub found: watch::Receiver<Arc<Found>>,
+    pub worlds: watch::Receiver<Arc<Current>>,
+    pub translate: Translate,
+    /// One translation at a time: the proxies' own comes first.
+    pub turn: Arc<Semaphore>,
+}
+
+impl Admission {
+    pub fn new(
+        found: watch::Receiver<Arc<Found>>,
+        worlds: watch::Receiver<Arc<Current>>,
+        translate: Translate,
+    ) -> Self {
+        Self { found, worlds, translate, turn: Arc::new(Semaphore::new(1)) }
+    }
+}
+
+impl Handler for Admission {
+    async fn review(&self, request: Request) -> Result<Answer, String> {
+        if !matches!(request.operation.as_str(), "CREATE" | "UPDATE") || !configures(&request.kind.group) {
+            return Ok(Answer::allowed());
+        }
+        // Controllers write status and finalizers all the time.
+        if intent(&request.object) == intent(&request.old_object) {
+            return Ok(Answer::allowed());
+        }
+        let (found, current) = (self.found.borrow().clone(), self.worlds.borrow().clone());
+        if current.generation == 0 {
+            return Ok(Answer::allowed().warn("not checked: weft-control has not read the cluster yet"));
+        }
+        let (translate, turn) = (self.translate.clone(), self.turn.clone());
+        let judged = async move {
+            let permit = turn.acquire_owned().await.map_err(|e| e.to_string())?;
+            let work = tokio::task::spawn_blocking(move || {
+                let answer = judge(&request, &found, &current, &translate);
+                drop(permit);
+                answer
+            });
+            work.await.map_err(|e| format!("it could not be translated: {e}"))
+        };
+        match tokio::time::timeout(PATIENCE, judged).await {
+            Ok(answer) => answer,
+            Err(_) => Ok(Answer::allowed().warn("not checked: weft-control has too much to do; see meshctl analyze")),
+        }
+    }
+}
+
+/// What its author says: all but status and what Kubernetes keeps in the metadata.
+fn intent(object: &Value) -> Map<String, Value> {
+    let Value::Object(fields) = object else { return Map::new() };
+    let mut out = fields.clone();
+    out.remove("status");
+    out.remove("metadata");
+    for name in ["labels", "annotations"] {
+        if let Some(Value::Object(map)) = object.get("metadata").and_then(|m| m.get(name)) {
+            let mut map = map.clone();
+            map.retain(|key, _| !NOTES.contains(&key.as_str()));
+            if !map.is_empty() {
+                out.insert(name.into(), Value::Object(map));
+            }
+        }
+    }
+    out
+}
+
+fn judge(request: &Request, found: &Found, current: &Current, translate: &Translate) -> Answer {
+    let new = match read(request) {
+        Ok(new) => Arc::new(new),
+        Err(why) => return Answer::denied(422, why),
+    };
+    let reference = new.reference();
+    let mut objects: Vec<Arc<Object>> = found.objects.0.clone();
+    match objects.iter_mut().find(|o| o.kind == new.kind && o.name == new.name && o.reference() == reference) {
+        Some(old) => *old = new,
+        None => objects.push(new),
+    }
+    let (world, ledger) = translate(&Objects(objects));
+    let view = View::new(&world, &Value::Null, &current.view);
+    let held = |name: &str, why: &str| current.view.withheld.iter().any(|w| w.name == name && w.why == why);
+    let withheld = view.withheld.iter().filter(|w| w.name != "trust" && !held(&w.name, &w.why));
+    let withheld: Vec<String> = withheld.map(|w| format!("{} would not be sent: {}", w.name, w.why)).collect();
+    answer(&reference, &ledger, &current.ledger, withheld)
+}
+
+/// As all objects are read, with the name and the namespace that the request has.
+fn read(request: &Request) -> Result<Object, String> {
+    let mut object = request.object.clone();
+    if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        // They are megabytes at times, and nobody reads them.
+        meta.remove("managedFields");
+        if !request.namespace.is_empty() {
+            meta.insert("namespace".into(), request.namespace.clone().into());
+        }
+        let nameless = meta.get("name").and_then(Value::as_str).is_none_or(str::is_empty);
+        if nameless {
+            let name = if request.name.is_empty() { "(generated)" } else { &request.name };
+            meta.insert("name".into(), name.into());
+        }
+    }
+    let mut diags = Diags::default();
+    let read = object::read(&PLACE.into(), &object.to_string(), &request.namespace, &mut diags);
+    match read.unwrap_or_default().into_iter().next() {
+        Some(object) => Ok(object),
+        None => Err(diags.0.first().map_or("it is no object".into(), |d| d.message.clone())),
+    }
+}
+
+fn answer(object: &ObjectRef, new: &Ledger, old: &Ledger, withheld: Vec<String>) -> Answer {
+    let was = |f: &Finding| {
+        old.findings.iter().any(|o| o.object == *object && (&o.field, &o.message) == (&f.field, &f.message))
+    };
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    for finding in new.findings.iter().filter(|f| f.object == *object) {
+        let missing = finding.reference.is_some_and(|r| MISSING.contains(&r)) || finding.message.starts_with(ABSENT);
+        match finding.severity {
+            Severity::Error if !missing && !was(finding) => errors.push(line(finding)),
+            _ => warnings.push(line(finding)),
+        }
+    }
+    errors.extend(withheld);
+    if !errors.is_empty() {
+        let (first, more) = errors.split_at(errors.len().min(LINES));
+        let mut why = first.join("\n");
+        if !more.is_empty() {
+            why += &format!("\nand {} more", more.len());
+        }
+        return Answer { warnings, ..Answer::denied(422, why) };
+    }
+    let told: BTreeSet<&str> = new.findings.iter().filter(|f| f.object == *object).map(|f| f.field.as_str()).collect();
+    for entry in new.entries.iter().filter(|e| e.object == *object && !told.contains(e.field.as_str())) {
+        match &entry.verdict {
+            Verdict::Honoured | Verdict::Differently(_) => {}
+            Verdict::Ignored(why) => warnings.push(format!("{}: without effect: {why}", entry.field)),
+            Verdict::WonBy(winner) => warnings.push(format!("{}: without effect: {winner} wins", entry.field)),
+        }
+    }
+    Answer { warnings, ..Answer::default() }
+}
+
+/// As `meshctl analyze` says it, without the place: it has none yet.
+fn line(finding: &Finding) -> String {
+    let field = if finding.field.is_empty() { String::new() } else { format!("{}: ", finding.field) };
+    let known = finding.reference.map_or(String::new(), |r| format!(" [{r}]"));
+    let hint = finding.hint.as_ref().map_or(String::new(), |h| format!(" ({h})"));
+    format!("{field}{}{hint}{known}", finding.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use weft_dialects::Options;
+
+    fn translation() -> Translate {
+        Arc::new(|objects| weft_dialects::translate(objects, &Options::default()))
+    }
+
+    fn world(yaml: &str) -> (Found, Current) {
+        let mut diags = Diags::default();
+        let objects = object::read(&"a.yaml".into(), yaml, "demo", &mut diags).unwrap();
+        let objects = Arc::new(Objects(objects.into_iter().map(Arc::new).collect()));
+        let (world, ledger) = translation()(&objects);
+        let view = View::new(&world, &Value::Null, &View::default());
+        (Found { objects, generation: 1, ..Found::default() }, Current { view, ledger, generation: 1 })
+    }
+
+    fn ask(kind: &str, object: Value) -> Request {
+        let review = json!({"uid": "u", "operation": "CREATE", "namespace": "demo", "object": object,
+            "kind": {"group": "networking.istio.io", "version": "v1", "kind": kind}});
+        serde_json::from_value(review).unwrap()
+    }
+
+    fn virtual_service(http: Value) -> Value {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "metadata": {"name": "web"}, "spec": {"hosts": ["web"], "http": [http]}})
+    }
+
+    const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]}\n";
+
+    #[test]
+    fn mistakes_are_refused_and_what_is_missing_is_not() {
+        let (found, current) = world(WEB);
+        let judged =
+            |http: Value| judge(&ask("VirtualService", virtual_service(http)), &found, &current, &translation());
+        let to = |subset: Value| json!({"route": [{"destination": {"host": "web", "subset": subset}}]});
+        assert_eq!(judged(json!({"route": [{"destination": {"host": "web"}}]})).denied, None);
+        let missing = judged(to(json!("v2")));
+        assert!(missing.denied.is_none() && missing.warnings[0].contains("v2"), "{missing:?}");
+
+        let mut bad = json!({"route": [{"destination": {"host": "web"}}]});
+        bad["timeout"] = "soon".into();
+        let (code, why) = judged(bad.clone()).denied.unwrap();
+        assert!(code == 422 && why.contains("spec.http[0].timeout") && why.contains("soon"), "{why}");
+
+        // What is wrong already may be changed.
+        let text = format!("{WEB}---\n{}", virtual_service(bad.clone()));
+        let (found, current) = world(&text);
+        let again = judge(&ask("VirtualService", virtual_service(bad)), &found, &current, &translation());
+        assert!(again.denied.is_none() && again.warnings.iter().any(|w| w.contains("soon")), "{again:?}");
+    }
+
+    #[test]
+    fn what_the_author_says() {
+        let of =
+            |metadata: Value, status: Value| intent(&json!({"spec": {"a": 1}, "metadata": metadata, "status": status}));
+        let one = of(json!({"resourceVersion": "1", "annotations": {NOTES[0]: "x"}}), json!({"ready": true}));
+        assert_eq!(one, of(json!({"resourceVersion": "2", "finalizers": ["f"]}), json!(null)));
+        assert_ne!(one, of(json!({"annotations": {"retry.linkerd.io/http": "5xx"}}), json!(null)));
+    }
+
+    #[test]
+    fn what_is_judged() {
+        for group in ["networking.istio.io", "security.istio.io", "gateway.networking.k8s.io", "linkerd.io", "weft.dev"]
+        {
+            assert!(configures(group), "{group}");
+        }
+        for group in ["", "apps", "discovery.k8s.io", "example.org"] {
+            assert!(!configures(group), "{group}");
+        }
+    }
+
+    /// How long an apply waits in a mesh of 1,000 services.
+    #[test]
+    fn a_large_world() {
+        let services = (0..1000).map(|i| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: web{i}}}\nspec: {{clusterIP: 10.0.{}.{}, ports: [{{name: http, port: 80}}]}}\n",
+                i / 250,
+                i % 250 + 1
+            )
+        });
+        let (found, current) = world(&(WEB.to_string() + &services.collect::<String>()));
+        let began = std::time::Instant::now();
+        let ok = json!({"route": [{"destination": {"host": "web"}}]});
+        let answer = judge(&ask("VirtualService", virtual_service(ok)), &found, &current, &translation());
+        let took = began.elapsed();
+        println!("admission with 1,000 services: {took:?}");
+        assert!(answer.denied.is_none() && took < Duration::from_secs(20), "{took:?}");
+    }
+}
