@@ -168,8 +168,7 @@ fn answer(object: &ObjectRef, new: &Ledger, old: &Ledger, withheld: Vec<String>)
     };
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     for finding in new.findings.iter().filter(|f| f.object == *object) {
-        let missing =
-            finding.reference.is_some_and(|r| MISSING.contains(&r)) || finding.message.starts_with(ABSENT);
+        let missing = finding.reference.is_some_and(|r| MISSING.contains(&r)) || finding.message.starts_with(ABSENT);
         match finding.severity {
             Severity::Error if !missing && !was(finding) => errors.push(line(finding)),
             _ => warnings.push(line(finding)),
@@ -238,7 +237,8 @@ mod tests {
     #[test]
     fn mistakes_are_refused_and_what_is_missing_is_not() {
         let (found, current) = world(WEB);
-        let judged = |http: Value| judge(&ask("VirtualService", virtual_service(http)), &found, &current, &translation());
+        let judged =
+            |http: Value| judge(&ask("VirtualService", virtual_service(http)), &found, &current, &translation());
         let to = |subset: Value| json!({"route": [{"destination": {"host": "web", "subset": subset}}]});
         assert_eq!(judged(json!({"route": [{"destination": {"host": "web"}}]})).denied, None);
         let missing = judged(to(json!("v2")));
@@ -258,7 +258,8 @@ mod tests {
 
     #[test]
     fn what_the_author_says() {
-        let of = |metadata: Value, status: Value| intent(&json!({"spec": {"a": 1}, "metadata": metadata, "status": status}));
+        let of =
+            |metadata: Value, status: Value| intent(&json!({"spec": {"a": 1}, "metadata": metadata, "status": status}));
         let one = of(json!({"resourceVersion": "1", "annotations": {NOTES[0]: "x"}}), json!({"ready": true}));
         assert_eq!(one, of(json!({"resourceVersion": "2", "finalizers": ["f"]}), json!(null)));
         assert_ne!(one, of(json!({"annotations": {"retry.linkerd.io/http": "5xx"}}), json!(null)));
@@ -266,7 +267,8 @@ mod tests {
 
     #[test]
     fn what_is_judged() {
-        for group in ["networking.istio.io", "security.istio.io", "gateway.networking.k8s.io", "linkerd.io", "weft.dev"] {
+        for group in ["networking.istio.io", "security.istio.io", "gateway.networking.k8s.io", "linkerd.io", "weft.dev"]
+        {
             assert!(configures(group), "{group}");
         }
         for group in ["", "apps", "discovery.k8s.io", "example.org"] {
