@@ -32,12 +32,15 @@ const HEADERS: u32 = 16 * 1024;
 const MESSAGE: usize = 4 << 20;
 const PING: Duration = Duration::from_secs(10);
 
+/// A pod, and its uid if there is one: an earlier pod of the same name takes no place from the later one.
+type Instance = (PodId, String);
+
 struct Doors {
     tls: Tls,
     service: MeshServer<Server>,
     status: Arc<Status>,
     joining: Arc<Semaphore>,
-    pods: Mutex<BTreeMap<PodId, u32>>,
+    pods: Mutex<BTreeMap<Instance, u32>>,
 }
 
 pub async fn serve(listener: TcpListener, live: Live, server: Server, status: Arc<Status>) {
@@ -131,18 +134,19 @@ async fn connection(stream: TcpStream, address: SocketAddr, doors: &Arc<Doors>) 
 /// Given back when dropped.
 enum Place {
     Joining(#[allow(dead_code)] tokio::sync::OwnedSemaphorePermit),
-    Pod(Arc<Doors>, PodId),
+    Pod(Arc<Doors>, Instance),
 }
 
 impl Place {
     fn pod(doors: &Arc<Doors>, caller: &Caller) -> Option<Self> {
         let mut pods = doors.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let n = pods.entry(caller.pod.clone()).or_default();
+        let instance = (caller.pod.clone(), caller.uid.clone());
+        let n = pods.entry(instance.clone()).or_default();
         if *n >= PER_POD {
             return None;
         }
         *n += 1;
-        Some(Self::Pod(doors.clone(), caller.pod.clone()))
+        Some(Self::Pod(doors.clone(), instance))
     }
 }
 

@@ -1,7 +1,9 @@
 //! Puts the parts together and runs them.
 
 use crate::admission::{self, Admission};
+use crate::identity::attest::Attest;
 use crate::identity::ca::{Authority, CaError};
+use crate::identity::cluster::{InCluster, rotate as rotate_in_cluster};
 use crate::identity::sign::Signer;
 use crate::identity::token::{self, Binding};
 use crate::identity::{own, rotate};
@@ -10,7 +12,7 @@ use crate::report::Edges;
 use crate::settings::{Command, Serve, Settings};
 use crate::source::Found;
 use crate::source::dir::{self, Dirs};
-use crate::source::kube as cluster;
+use crate::source::kube as objects;
 use crate::state::StateDir;
 use crate::status::Status;
 use crate::world::{self, Current, Translate};
@@ -101,6 +103,10 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     let asks = serve.kube || serve.webhook.is_some();
     let api_server = if asks { Some(client::connect(&access).await?) } else { None };
     let state = StateDir::open(&serve.state).map_err(failed(serve.state.display().to_string()))?;
+    let cluster = api_server.clone().map(InCluster::new);
+    if let Some(cluster) = &cluster {
+        cluster.take_authority(&state, &serve.trust_domain).await?;
+    }
     let ca = Authority::load_or_create(&state, &serve.trust_domain)?;
     let live = Live::new(own::issue(&state, &ca, serve.leaf_lifetime)?, ca.bundle().map_err(CaError::from)?);
     // Who finds the port open finds the root made.
@@ -130,7 +136,7 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     }
     let lead = match api_server.filter(|_| serve.kube) {
         Some(client) => {
-            tasks.spawn(cluster::watch(client.clone(), found_in));
+            tasks.spawn(objects::watch(client.clone(), found_in));
             let (leads_in, leads) = watch::channel(false);
             tasks.spawn(conditions::follow(client.clone(), worlds.clone(), leads));
             Some(lead(client, leads_in))
@@ -142,7 +148,15 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     };
     tasks.spawn(world::follow(found, authority.clone(), translate, status.clone(), world_in));
     tasks.spawn(own::follow(state.clone(), serve.leaf_lifetime, live.clone(), authority_in));
-    tasks.spawn(rotate::follow(state.clone(), authority.clone(), worlds.clone(), status.clone()));
+    match &cluster {
+        Some(cluster) => {
+            let known = (authority.clone(), worlds.clone(), status.clone());
+            cluster.follow(&mut tasks, &state, &serve.trust_domain, known);
+        }
+        None => {
+            tasks.spawn(rotate::follow(state.clone(), authority.clone(), worlds.clone(), status.clone()));
+        }
+    }
     let signer = Arc::new(Signer::new(state, serve.leaf_lifetime));
     let server = Server {
         signer,
@@ -151,6 +165,7 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
         known: status.clone(),
         edges,
         signing: Server::room(),
+        attest: cluster.map(|c| Arc::new(Attest::new(c.client))),
         siblings: Default::default(),
     };
     tasks.spawn(accept::serve(listener, live, server, status));
@@ -230,8 +245,12 @@ fn run_command(command: Command) -> ExitCode {
         Command::Root { state } => {
             open(&state).and_then(|dir| Authority::load(&dir)?.ok_or(CaError::None)).map(|ca| ca.pem())
         }
-        Command::RotateRoot { state, force } => {
+        Command::RotateRoot { state: Some(state), force, .. } => {
             open(&state).and_then(|dir| rotate::step(&dir, force, now)).map(|said| said + "\n")
+        }
+        Command::RotateRoot { state: None, force, kubeconfig, context, namespace, .. } => {
+            let access = weft_kubernetes::client::Access { kubeconfig, context };
+            rotate_in_cluster(&access, &namespace, force).map(|said| said + "\n")
         }
     };
     match done {

@@ -263,6 +263,7 @@ mod tests {
         Caller {
             id,
             pod: PodId { namespace: "demo".into(), name: format!("{account}-1") },
+            uid: String::new(),
             not_after: SystemTime::now(),
         }
     }

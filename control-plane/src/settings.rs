@@ -25,7 +25,8 @@ pub struct Serve {
     #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
     pub dir: Vec<PathBuf>,
 
-    /// Reads a Kubernetes cluster instead: the one whose pod this runs in, or that of the kubeconfig
+    /// A Kubernetes cluster in place of folders: the one whose pod this runs in, or that of the kubeconfig. Pods prove themselves
+    /// with ServiceAccount tokens, and the roots are in Secret weft-ca
     #[arg(long)]
     pub kube: bool,
 
@@ -114,8 +115,18 @@ pub enum Command {
     },
     /// Takes the rotation of the root one step on: a second root is trusted; it signs; the old one goes
     RotateRoot {
-        #[arg(long, value_name = "DIR")]
-        state: PathBuf,
+        #[arg(long, value_name = "DIR", required_unless_present = "kube", conflicts_with = "kube")]
+        state: Option<PathBuf>,
+        /// The root in a cluster's Secret weft-ca; from anywhere, by a kubeconfig that may change it
+        #[arg(long)]
+        kube: bool,
+        #[arg(long, value_name = "FILE", requires = "kube")]
+        kubeconfig: Option<PathBuf>,
+        #[arg(long, value_name = "NAME", requires = "kube")]
+        context: Option<String>,
+        /// Where the control plane is
+        #[arg(long, value_name = "NAME", default_value = crate::identity::own::NAMESPACE)]
+        namespace: String,
         /// Does not wait until everybody has what the step needs
         #[arg(long)]
         force: bool,
@@ -130,6 +141,7 @@ Examples:
   weft-control token --state state --namespace demo --service-account web --pod web-1
   weft-control root --state state > root.pem
   weft-control rotate-root --state state       three times, as each step allows
+  weft-control rotate-root --kube              the same for the root in a cluster
 
 The admin interface answers /ready, /status, /objects, /errors, /edges and /metrics.
 Exit codes: 0 done, 1 the step was refused, 2 wrong use or something that cannot be used.";

@@ -128,6 +128,11 @@ impl Status {
         self.proxies().values().filter(|p| !p.open.is_empty()).count()
     }
 
+    /// Pods with an open stream.
+    pub fn present(&self) -> BTreeSet<PodId> {
+        self.proxies().iter().filter(|(_, p)| !p.open.is_empty()).map(|(pod, _)| pod.clone()).collect()
+    }
+
     /// Pods that have taken a resource into force in this version.
     pub fn have(&self, name: &str, version: &str) -> BTreeSet<PodId> {
         let proxies = self.proxies();

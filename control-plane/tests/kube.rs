@@ -303,11 +303,11 @@ fn conditions_are_written(rig: &Rig) {
     assert_eq!(version(), before);
 }
 
-/// Who may read Services only, sees those, and is told which rules are missing.
+/// Who may read Services only (and the authority, without which there is no control plane), sees those, and is told which rules are missing.
 fn what_may_not_be_read_is_said(rig: &Rig) {
     rig.apply(
         "{apiVersion: v1, kind: ServiceAccount, metadata: {name: poor, namespace: weft-system}}\n---\n\
-         {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: poor}, rules: [{apiGroups: [''], resources: [services], verbs: [list, watch]}]}\n---\n\
+         {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: poor}, rules: [{apiGroups: [''], resources: [services], verbs: [list, watch]}, {apiGroups: [''], resources: [secrets], verbs: [get]}]}\n---\n\
          {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: poor}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: poor}, subjects: [{kind: ServiceAccount, name: poor, namespace: weft-system}]}\n",
     );
     let token = rig.kubectl(&["create", "token", "poor", "-n", "weft-system"]);

@@ -8,12 +8,22 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error {
     message: String,
     hint: String,
+    is_conflict: bool,
 }
 
 impl Error {
     /// `hint` says what to do next.
     pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: hint.into() }
+        Self { message: message.into(), hint: hint.into(), is_conflict: false }
+    }
+
+    /// Somebody else has changed it meanwhile: who looks again may succeed.
+    pub fn conflict(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { is_conflict: true, ..Self::new(message, hint) }
+    }
+
+    pub fn is_conflict(&self) -> bool {
+        self.is_conflict
     }
 }
 

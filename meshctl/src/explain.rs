@@ -11,8 +11,9 @@ mod page;
 mod request;
 mod words;
 
-use crate::error::{During, Error, Result};
+use crate::error::{Error, Result};
 use crate::place::Place;
+use crate::runtime::wait;
 use crate::terminal::coloured;
 use clap::{Args, ValueEnum};
 use mesh::Mesh;
@@ -26,6 +27,7 @@ use std::process::ExitCode;
     meshctl explain GET http://hello:8080/ --from client --live                    and how its breakers are now\n  \
     meshctl explain GET http://hello:8080/ --from client --dir examples/tutorial-5.9\n  \
     meshctl explain GET http://hello:8080/ --from client -H 'user-agent: Chrome'\n  \
+    meshctl explain GET http://web/ --from deploy/client -n shop --context staging   of a cluster\n  \
     meshctl explain POST http://payment-service:8080/api/charge --from api-gateway -o json | jq .retry\n\n\
     Exit codes: 0 explained, 1 it cannot be (the message says why), 2 wrong use.")]
 pub struct Explain {
@@ -72,14 +74,13 @@ impl Explain {
         let client = mesh.client(&self.from, self.namespace.as_deref())?;
         let mut answer = answer::explain(&mesh, &client, &asked)?;
         if self.live {
-            let Some(lab) = &mesh.lab else {
+            let Some(running) = &mesh.running else {
                 return Err(Error::new(
                     "a folder has no sidecars to ask",
                     "leave --live out, or meshctl lab DIR in another terminal",
                 ));
             };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().during("the runtime")?;
-            runtime.block_on(live::add(lab, &client, &mut answer))?;
+            wait(live::add(running, &client, &mut answer))?;
         }
         match self.output {
             Output::Json => println!("{answer:#}"),

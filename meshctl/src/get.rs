@@ -1,9 +1,9 @@
-//! `meshctl get`: the objects of a folder, as `kubectl get` lists those of a cluster.
+//! `meshctl get`: the objects of a folder or a cluster, as `kubectl get` lists them.
 
 use crate::edit::{Source, value};
 use crate::error::{Error, Result};
 use crate::objects::kinds::Wanted;
-use crate::objects::{Output, Store};
+use crate::objects::{Namespaces, Output, Store, stands};
 use crate::place::Place;
 use crate::terminal::{Tone, coloured, table};
 use clap::Args;
@@ -14,13 +14,14 @@ use weft_dialects::Object;
 use weft_policy::doc::Node;
 use weft_policy::yaml;
 
-/// List the objects of a folder, or print one
+/// List the objects of a folder or a cluster, or print one
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     meshctl get vs                                  VirtualServices, and where they stand\n  \
     meshctl get svc,deploy -n microservices\n  \
     meshctl get ts user-service-split -o yaml       as it stands in its file, comments too\n  \
-    meshctl get all --dir examples/lab-9.5 -o json\n\n\
+    meshctl get all --dir examples/lab-9.5 -o json\n  \
+    meshctl get vs,httproute -A --context staging\n\n\
     Kinds are named as kubectl names them: svc, deploy, vs, dr, httproute, ts, sp, tp, pa, ...")]
 pub struct Get {
     /// Which kinds, with commas between them; KIND/NAME for one object
@@ -28,7 +29,7 @@ pub struct Get {
     /// One of them
     name: Option<String>,
     #[command(flatten)]
-    which: crate::objects::Namespaces,
+    which: Namespaces,
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -38,19 +39,19 @@ pub struct Get {
 
 impl Get {
     pub fn run(self) -> Result<ExitCode> {
-        let store = Store::open(&self.place)?;
-        store.warn();
         let (kinds, name) = match (self.kind.split_once('/'), &self.name) {
             (Some((kind, name)), None) => (kind, Some(name)),
             _ => (&*self.kind, self.name.as_deref()),
         };
         let kinds: Vec<Wanted> = kinds.split(',').filter(|k| !k.is_empty()).map(Wanted::new).collect();
-        let wanted =
-            |o: &Arc<Object>| kinds.iter().any(|k| k.is(o)) && name.is_none_or(|n| o.name == n) && self.which.take(o);
+        let store = Store::only(&self.place, &kinds)?;
+        store.warn();
+        let named = |o: &Arc<Object>| name.is_none_or(|n| o.name == n) && store.takes(&self.which, o);
+        let wanted = |o: &Arc<Object>| kinds.iter().any(|k| k.is(o)) && named(o);
         let mut found: Vec<&Arc<Object>> = store.objects.0.iter().filter(|o| wanted(o)).collect();
         found.sort_by_key(|o| kinds.iter().position(|k| k.is(o)));
         if found.is_empty() {
-            return nothing(&store, &kinds, &self.kind, name);
+            return nothing(&store, &self.which, &kinds, &self.kind, name);
         }
         match self.output {
             Output::Json => println!("{:#}", as_json(&found)),
@@ -61,8 +62,8 @@ impl Get {
     }
 }
 
-fn nothing(store: &Store, kinds: &[Wanted], typed: &str, name: Option<&str>) -> Result<ExitCode> {
-    let folder = store.folder.display();
+fn nothing(store: &Store, which: &Namespaces, kinds: &[Wanted], typed: &str, name: Option<&str>) -> Result<ExitCode> {
+    let folder = store.within(which);
     if let Some(unknown) = kinds.iter().find(|k| !k.is_known()) {
         return Err(Error::new(format!("no {typed} in {folder}"), unknown.hint()));
     }
@@ -84,16 +85,23 @@ fn as_json(found: &[&Arc<Object>]) -> Json {
     }
 }
 
-/// As they stand in their files.
+/// As they stand in their files, or as somebody could have written them.
 fn as_yaml(store: &Store, found: &[&Arc<Object>]) -> String {
-    let whole = |o: &&Arc<Object>| Source { node: &o.node, file: store.text(o) }.whole();
+    let whole = |o: &&Arc<Object>| match store.cluster() {
+        Some(_) => store.text(o).into_owned(),
+        None => Source { node: &o.node, file: &store.text(o) }.whole(),
+    };
     found.iter().map(whole).collect::<Vec<_>>().join("---\n")
 }
 
 fn as_table(found: &[&Arc<Object>], wide: bool) -> String {
     let differ = |of: fn(&Object) -> &str| found.iter().any(|o| of(o) != of(found[0]));
     let (kinds, namespaces) = (differ(|o| &o.kind), differ(|o| &o.namespace));
-    let mut heading = vec!["NAME", "WHAT", "FILE"];
+    let filed = found.iter().any(|o| !o.file.is_empty());
+    let mut heading = vec!["NAME", "WHAT"];
+    if filed {
+        heading.push("FILE");
+    }
     if namespaces {
         heading.insert(0, "NAMESPACE");
     }
@@ -102,7 +110,10 @@ fn as_table(found: &[&Arc<Object>], wide: bool) -> String {
     }
     let row = |o: &&Arc<Object>| {
         let name = if kinds { format!("{}/{}", o.kind.to_ascii_lowercase(), o.name) } else { o.name.clone() };
-        let mut row = vec![name, about(o), format!("{}:{}", o.file, o.node.at.line)];
+        let mut row = vec![name, about(o)];
+        if filed {
+            row.push(stands(&o.file, o.node.at).unwrap_or_default());
+        }
         if namespaces {
             row.insert(0, o.namespace.clone());
         }

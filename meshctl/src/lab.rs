@@ -3,10 +3,9 @@
 //! Each pod is a network namespace with the pod's programs as ordinary processes in it, and a sidecar if its labels ask for one;
 //! `isolation.rs` tells what takes its place where there are none. Nothing but the lab's own is touched.
 
-pub mod ask;
 mod check;
 mod clean;
-mod control;
+pub mod control;
 pub mod dns;
 mod environment;
 mod forward;

@@ -2,21 +2,28 @@
 
 mod analyze;
 mod apply;
+mod check;
+mod cluster;
 mod completions;
 mod delete;
+mod door;
 mod edit;
 mod error;
 mod explain;
 mod get;
 mod inject;
+mod install;
 mod lab;
 mod objects;
 mod place;
 mod proxy;
 mod route;
+mod running;
+mod runtime;
 mod stat;
 mod status;
 mod terminal;
+mod uninstall;
 mod version;
 
 use clap::{Parser, Subcommand};
@@ -40,7 +47,7 @@ enum Command {
     Lab(Box<lab::Lab>),
     /// Say what the mesh makes of manifests: mistakes, and what became of every field
     Analyze(analyze::Analyze),
-    /// Say who calls whom in a running lab, how often and how well
+    /// Say who calls whom in a running lab or a cluster, how often and how well
     Stat(stat::Stat),
     /// Routes of Services: show them, change shares, timeouts and retries where they are written
     Route(Box<route::Route>),
@@ -49,13 +56,17 @@ enum Command {
     Get(get::Get),
     /// Say what would happen to a request, and which object says so
     Explain(Box<explain::Explain>),
+    Install(Box<install::Install>),
+    Upgrade(Box<install::Upgrade>),
+    Uninstall(uninstall::Uninstall),
+    Check(check::Check),
     Inject(inject::Inject),
     Uninject(inject::Uninject),
-    /// Look into the sidecars of a running lab
+    /// Look into the sidecars of a running lab or a cluster
     Proxy(proxy::Proxy),
-    /// Say whether every sidecar of a running lab has what it should, and what is wrong
+    /// Say whether every sidecar of a running lab or a cluster has what it should, and what is wrong
     Status(status::Status),
-    /// Print versions: of this program, and of a running lab's
+    /// Print versions: of this program, and of a running lab's or a cluster's
     Version(version::Version),
     /// Print what a shell needs to complete these commands
     Completions(completions::Completions),
@@ -71,6 +82,10 @@ fn main() -> ExitCode {
         Command::Get(get) => get.run(),
         Command::Route(route) => route.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Install(install) => install.run(),
+        Command::Upgrade(upgrade) => upgrade.run(),
+        Command::Uninstall(uninstall) => uninstall.run(),
+        Command::Check(check) => check.run(),
         Command::Inject(inject) => inject.run(),
         Command::Uninject(uninject) => uninject.run(),
         Command::Proxy(proxy) => proxy.run(),
@@ -119,6 +134,9 @@ mod tests {
             &["meshctl", "proxy", "log-level", "web", "debug"],
             &["meshctl", "status", "-o", "wide"],
             &["meshctl", "version", "--lab", "abc"],
+            &["meshctl", "analyze", "-A", "--context", "staging"],
+            &["meshctl", "route", "split", "web.shop", "v1=90", "v2=10", "--kubeconfig", "k", "-n", "shop"],
+            &["meshctl", "proxy", "config", "web-1.shop", "--context", "staging"],
             &["meshctl", "completions", "zsh"],
         ] {
             assert!(Cli::try_parse_from(good).is_ok(), "{good:?}");
@@ -140,6 +158,8 @@ mod tests {
             &["meshctl", "delete"],
             &["meshctl", "delete", "vs", "web", "-f", "a.yaml"],
             &["meshctl", "get"],
+            &["meshctl", "get", "vs", "--dir", "a", "--context", "staging"],
+            &["meshctl", "get", "vs", "-n", "a", "-A"],
             &["meshctl", "explain", "GET", "http://web/"],
             &["meshctl", "completions", "tcsh"],
             &["meshctl", "lab", "a", "--isolation", "vm"],

@@ -1,19 +1,22 @@
-//! The objects of a folder with the texts they stand in, and changes to them.
+//! The objects of a folder or of a cluster, and changes to them.
 //!
-//! A [`Draft`] holds what the files are to be. Before anything is written, what they would say is translated: a change that
+//! A [`Draft`] holds what they are to be. Before anything is written, what they would say is translated: a change that
 //! brings errors is refused with their fields and reasons, and what it brings of warnings is printed.
 
-mod diff;
+pub mod diff;
+mod draft;
 pub mod input;
 pub mod kinds;
 mod save;
 
-use crate::edit::{self, Refusal};
+use crate::cluster::{Cluster, objects as remote};
+use crate::edit::write::{Hand, document};
 use crate::error::{Error, Result};
 use crate::lab::manifest::DEFAULT_NAMESPACE;
-use crate::place::Place;
-use crate::terminal::coloured;
+use crate::place::{Place, Source};
 use clap::{Args, ValueEnum};
+use kinds::Wanted;
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
@@ -23,13 +26,15 @@ use weft_control::source::dir::Dirs;
 use weft_dialects::ledger::Finding;
 use weft_dialects::object::{self, ObjectRef};
 use weft_dialects::{Ledger, Object, Objects, Options, World, translate};
-use weft_policy::diag::{Diags, Severity};
-use weft_policy::doc::Node;
+use weft_policy::diag::{Diags, Pos};
 use weft_policy::yaml;
 
-/// A folder as it was read.
+pub use draft::Draft;
+
+/// A folder or a cluster as it was read.
 pub struct Store {
-    pub folder: PathBuf,
+    origin: Source,
+    /// Of a folder.
     files: BTreeMap<PathBuf, String>,
     pub objects: Objects,
     /// What cannot be read.
@@ -61,6 +66,7 @@ pub struct Problem {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.line {
+            0 if self.file.is_empty() => f.write_str(&self.message),
             0 => write!(f, "{}: {}", self.file, self.message),
             line => write!(f, "{}:{line}: {}", self.file, self.message),
         }
@@ -78,21 +84,15 @@ pub struct Writing {
     pub force: bool,
 }
 
-/// Objects of which namespaces; of all without a word.
+/// Objects of which namespaces. Without a word they are all of a folder, and of a cluster those of the context's namespace.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Namespaces {
-    /// Of this namespace only
+    /// Of this namespace only; without it all of a folder count, and of a cluster the context's own
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
-    /// Of all namespaces, as without -n
+    /// Of all namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
-    all_namespaces: bool,
-}
-
-impl Namespaces {
-    pub fn take(&self, object: &Object) -> bool {
-        self.namespace.as_ref().is_none_or(|n| object.namespace == *n)
-    }
+    pub all_namespaces: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -105,8 +105,87 @@ pub enum Output {
 }
 
 impl Store {
+    /// With everything that has a say in what the mesh does.
     pub fn open(place: &Place) -> Result<Self> {
-        Self::read(&place.folder()?)
+        Self::of(place.source()?, remote::is_heard)
+    }
+
+    /// With objects of these kinds, too: of a cluster only what is asked for is listed.
+    pub fn open_with(place: &Place, kinds: &[Wanted]) -> Result<Self> {
+        let wanted =
+            |group: &str, kind: &str| remote::is_heard(group, kind) || kinds.iter().any(|k| k.fits(group, kind));
+        Self::of(place.source()?, wanted)
+    }
+
+    /// With objects of these kinds alone, which no mesh can be made of.
+    pub fn only(place: &Place, kinds: &[Wanted]) -> Result<Self> {
+        // What `all` means is what kubectl means by it: no Secrets.
+        let wanted = |group: &str, kind: &str| match kinds.iter().any(Wanted::is_all) {
+            true => remote::is_heard(group, kind),
+            false => kinds.iter().any(|k| k.fits(group, kind)),
+        };
+        Self::of(place.source()?, wanted)
+    }
+
+    pub fn of_cluster(cluster: Cluster) -> Result<Self> {
+        Self::of(Source::Cluster(cluster), remote::is_heard)
+    }
+
+    fn of(origin: Source, wanted: impl Fn(&str, &str) -> bool) -> Result<Self> {
+        let cluster = match origin {
+            Source::Folder(folder) => return Self::read(&folder),
+            Source::Cluster(cluster) => cluster,
+        };
+        let remote::Listed { objects, unseen } = cluster.objects(wanted)?;
+        let problem = |message: String| Problem { file: String::new(), line: 0, message };
+        let problems = unseen.into_iter().map(problem).collect();
+        let origin = Source::Cluster(cluster);
+        Ok(Self { origin, files: BTreeMap::new(), objects: Objects(objects), problems, mesh: OnceCell::new() })
+    }
+
+    /// Does something with what there is now; once more, if somebody else changes it meanwhile.
+    pub fn change(open: impl Fn() -> Result<Self>, run: impl Fn(&Self) -> Result<()>) -> Result<()> {
+        let store = open()?;
+        store.warn();
+        match run(&store) {
+            Err(e) if e.is_conflict() => run(&open()?),
+            done => done,
+        }
+    }
+
+    /// For people.
+    pub fn name(&self) -> String {
+        match &self.origin {
+            Source::Folder(folder) => folder.display().to_string(),
+            Source::Cluster(cluster) => cluster.to_string(),
+        }
+    }
+
+    /// The same, with the namespace that is meant.
+    pub fn within(&self, which: &Namespaces) -> String {
+        match (self.cluster(), self.namespace(which)) {
+            (Some(cluster), Some(namespace)) => format!("namespace {namespace} of {cluster} (-A looks into all)"),
+            _ => self.name(),
+        }
+    }
+
+    pub fn cluster(&self) -> Option<&Cluster> {
+        match &self.origin {
+            Source::Folder(_) => None,
+            Source::Cluster(cluster) => Some(cluster),
+        }
+    }
+
+    /// The namespace that is meant, if it is one.
+    pub fn namespace<'n>(&'n self, which: &'n Namespaces) -> Option<&'n str> {
+        let own = self.cluster().filter(|_| !which.all_namespaces).map(|cluster| cluster.namespace.as_str());
+        which.namespace.as_deref().or(own)
+    }
+
+    /// Whether an object is in one of the namespaces that are meant. Of a cluster also what is in none.
+    pub fn takes(&self, which: &Namespaces, object: &Object) -> bool {
+        let in_none = self.cluster().is_some() && object.namespace.is_empty();
+        self.namespace(which).is_none_or(|n| in_none || object.namespace == *n)
     }
 
     /// As the control plane reads it.
@@ -133,20 +212,24 @@ impl Store {
         }
         let (objects, more) = read(&files);
         problems.extend(more);
-        Ok(Self { folder: folder.to_path_buf(), files, objects, problems, mesh: OnceCell::new() })
+        Ok(Self { origin: Source::Folder(folder.to_path_buf()), files, objects, problems, mesh: OnceCell::new() })
     }
 
-    /// The file that an object stands in.
-    pub fn text(&self, object: &Object) -> &str {
-        self.files.get(Path::new(&*object.file)).map_or("", String::as_str)
+    /// The file that an object stands in; of a cluster's, what somebody could have written.
+    pub fn text(&self, object: &Object) -> Cow<'_, str> {
+        match &self.origin {
+            Source::Folder(_) => self.files.get(Path::new(&*object.file)).map_or("", String::as_str).into(),
+            Source::Cluster(_) => document(&remote::written(&object.node), &Hand::default()).into(),
+        }
+    }
+
+    pub fn into_ledger(self) -> Ledger {
+        self.mesh();
+        self.mesh.into_inner().map(|mesh| mesh.ledger).unwrap_or_default()
     }
 
     pub fn mesh(&self) -> &Mesh {
         self.mesh.get_or_init(|| Mesh::of(&self.objects))
-    }
-
-    pub fn draft(&self) -> Draft<'_> {
-        Draft { store: self, files: self.files.clone() }
     }
 
     /// What cannot be read is not seen by anybody, and whoever looks is told.
@@ -191,174 +274,26 @@ fn read(files: &BTreeMap<PathBuf, String>) -> (Objects, Vec<Problem>) {
     (Objects(objects), problems)
 }
 
-/// What the files of a folder are to be.
-pub struct Draft<'s> {
-    store: &'s Store,
-    files: BTreeMap<PathBuf, String>,
-}
-
-impl<'s> Draft<'s> {
-    /// The object as it is now in the draft.
-    pub fn find(&self, object: &ObjectRef) -> Option<Object> {
-        let before = self.store.objects.0.iter().find(|o| o.reference() == *object);
-        let first: Vec<&PathBuf> = before.into_iter().filter_map(|o| self.name(o)).collect();
-        first.into_iter().chain(self.files.keys()).find_map(|path| {
-            let text = self.files.get(path)?;
-            let found = object::read(&path.to_string_lossy().into(), text, DEFAULT_NAMESPACE, &mut Diags::default())?;
-            found.into_iter().find(|o| o.reference() == *object)
-        })
-    }
-
-    fn name(&self, object: &Object) -> Option<&PathBuf> {
-        self.files.get_key_value(Path::new(&*object.file)).map(|(path, _)| path)
-    }
-
-    /// The object is to be like this; what was done is returned in words.
-    pub fn edit(&mut self, now: &Object, wanted: &Node) -> Result<String> {
-        let reference = now.reference();
-        self.change(&reference, |text, now| edit::rewrite(text, now.node.at, wanted).map(Some))?;
-        let done = if edit::value::same(&now.node, wanted) { "unchanged" } else { "changed" };
-        Ok(format!("{reference} {done} ({}:{})", now.file, now.node.at.line))
-    }
-
-    /// The object is to be this one, as it is written elsewhere.
-    pub fn replace(&mut self, object: &ObjectRef, by: &edit::Source<'_>) -> Result<()> {
-        self.change(object, |text, now| edit::replace(text, now.node.at, by).map(Some))
-    }
-
-    /// A file that would be left without objects goes too.
-    pub fn remove(&mut self, object: &ObjectRef) -> Result<()> {
-        self.change(object, |text, now| edit::without(text, now.node.at))
-    }
-
-    fn change(
-        &mut self,
-        object: &ObjectRef,
-        how: impl FnOnce(&str, &Object) -> std::result::Result<Option<String>, Refusal>,
-    ) -> Result<()> {
-        let now = self.find(object).ok_or_else(|| Error::from(format!("{object} is not there any more")))?;
-        let path = PathBuf::from(&*now.file);
-        let text = self.files.get(&path).map(String::as_str).unwrap_or_default();
-        let changed = how(text, &now).map_err(|refusal| {
-            Error::new(
-                format!("{}:{}: {object}: {}", now.file, refusal.at.line.max(1), refusal.why),
-                format!("edit {} by hand", now.file),
-            )
-        })?;
-        match changed {
-            Some(text) => drop(self.files.insert(path, text)),
-            None => drop(self.files.remove(&path)),
-        }
-        Ok(())
-    }
-
-    /// A new file, named `stem.yaml` unless there is one; its name.
-    pub fn create(&mut self, stem: &str, text: String) -> PathBuf {
-        // Whoever named it cannot lead it elsewhere, or hide it.
-        let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '-' };
-        let stem: String = stem.chars().map(plain).collect();
-        let stem = match stem.trim_start_matches('.') {
-            "" => "objects",
-            stem => stem,
-        };
-        let named = |n: u32| if n == 1 { format!("{stem}.yaml") } else { format!("{stem}-{n}.yaml") };
-        let free = |path: &PathBuf| !self.files.contains_key(path) && !path.exists();
-        let path = (1..).map(|n| self.store.folder.join(named(n))).find(free).unwrap_or_default();
-        self.files.insert(path.clone(), text);
-        path
-    }
-
-    /// What the folder would say.
-    pub fn objects(&self) -> Objects {
-        read(&self.files).0
-    }
-
-    /// As it is now, with what the mesh would make of it.
-    pub fn done(self) -> Change<'s> {
-        let (objects, problems) = read(&self.files);
-        Change { store: self.store, files: self.files, problems, mesh: Mesh::of(&objects) }
-    }
-}
-
-/// A draft that is to be written.
-pub struct Change<'s> {
-    store: &'s Store,
-    files: BTreeMap<PathBuf, String>,
-    problems: Vec<Problem>,
-    pub mesh: Mesh,
-}
-
-impl Change<'_> {
-    fn changed(&self) -> Vec<(&PathBuf, Option<&str>, Option<&str>)> {
-        let before = &self.store.files;
-        let names: std::collections::BTreeSet<&PathBuf> = before.keys().chain(self.files.keys()).collect();
-        let sides = names
-            .into_iter()
-            .map(|name| (name, before.get(name).map(String::as_str), self.files.get(name).map(String::as_str)));
-        sides.filter(|(_, before, after)| before != after).collect()
-    }
-
-    /// Checks it, prints what is to be known of it, and writes it; or shows it. `done` says what was done.
-    pub fn finish(self, writing: Writing, done: &[String]) -> Result<()> {
-        let news = self.news();
-        for finding in news.findings.iter().filter(|f| f.severity == Severity::Warning) {
-            eprintln!("warning: {}", told(finding));
-        }
-        let errors = news.findings.iter().filter(|f| f.severity == Severity::Error).map(told);
-        let errors: Vec<String> = news.problems.into_iter().chain(errors).collect();
-        if !errors.is_empty() && !writing.force {
-            let all: String = errors.iter().map(|e| format!("\n  {e}")).collect();
-            let many = if errors.len() == 1 { "an error" } else { "errors" };
-            return Err(Error::new(
-                format!("refused, for it would bring {many}:{all}"),
-                "mend that, or --force to write it all the same",
-            ));
-        }
-        errors.iter().for_each(|e| eprintln!("warning: {e}"));
-        let changed = self.changed();
-        if writing.dry_run {
-            for (name, before, after) in changed {
-                print!("{}", diff::unified(&name.to_string_lossy(), before, after, coloured()));
-            }
-            done.iter().for_each(|line| eprintln!("{line} (dry run: nothing is written)"));
-            return Ok(());
-        }
-        for (name, before, after) in changed {
-            save::save(name, before, after)?;
-        }
-        done.iter().for_each(|line| println!("{line}"));
-        Ok(())
-    }
-
-    /// What would be wrong that is not wrong now.
-    fn news(&self) -> News {
-        let same = |a: &Problem, b: &Problem| a.file == b.file && a.message == b.message;
-        let new = |p: &&Problem| !self.store.problems.iter().any(|known| same(p, known));
-        let problems = self.problems.iter().filter(new).map(Problem::to_string).collect();
-        let before = &self.store.mesh().ledger;
-        // Fields and lines move with what is before them.
-        let key = |f: &Finding| (f.object.clone(), f.message.clone(), f.severity == Severity::Error);
-        let mut known: Vec<_> = before.findings.iter().map(key).collect();
-        let findings = self.mesh.ledger.findings.iter().filter(|f| match known.iter().position(|k| *k == key(f)) {
-            Some(i) => {
-                known.swap_remove(i);
-                false
-            }
-            None => true,
-        });
-        News { problems, findings: findings.cloned().collect() }
-    }
-}
-
-struct News {
-    problems: Vec<String>,
-    findings: Vec<Finding>,
-}
-
 pub fn told(finding: &Finding) -> String {
-    let Finding { object, file, field, at, message, hint, reference, .. } = finding;
+    let Finding { object, field, message, hint, reference, .. } = finding;
     let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
     let hint = hint.as_ref().map(|h| format!(" ({h})")).unwrap_or_default();
     let known = reference.map(|r| format!(" [{r}]")).unwrap_or_default();
-    format!("{file}:{}: {object}: {field}{message}{hint}{known}", at.line)
+    let before = before(&finding.file, finding.at);
+    format!("{before}{object}: {field}{message}{hint}{known}")
+}
+
+/// `web.yaml:3`; nothing of what stands in no file, as a cluster's objects.
+pub fn stands(file: &str, at: Pos) -> Option<String> {
+    (!file.is_empty()).then(|| format!("{file}:{}", at.line))
+}
+
+/// The same before something else: `web.yaml:3: `
+pub fn before(file: &str, at: Pos) -> String {
+    stands(file, at).map(|place| format!("{place}: ")).unwrap_or_default()
+}
+
+/// The same after something else: ` (web.yaml:3)`
+pub fn after(file: &str, at: Pos) -> String {
+    stands(file, at).map(|place| format!(" ({place})")).unwrap_or_default()
 }

@@ -1,12 +1,13 @@
-//! `meshctl proxy`: what the sidecars of a running lab say of themselves on their admin pages.
+//! `meshctl proxy`: what the sidecars of a running lab or a cluster say of themselves on their admin pages.
 
 pub mod clusters;
 mod config;
 
-use crate::error::{During, Result};
-use crate::lab::ask::Door;
-use crate::lab::verbs;
+use crate::door::Door;
+use crate::error::Result;
 use crate::place::Place;
+use crate::running::Running;
+use crate::runtime::wait;
 use crate::terminal::{Tone, coloured, paint, table};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value as Json, json};
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 #[command(after_help = "Examples:\n  \
     meshctl proxy config web                    what its sidecars hold\n  \
     meshctl proxy clusters web                  breakers, endpoints, ejections, as they are now\n  \
-    meshctl proxy certs web\n  \
+    meshctl proxy certs web-7d4b9c6f5-x2x4k.shop           NAME.NAMESPACE, in a cluster\n  \
     meshctl proxy log-level web debug           for 15 minutes\n  \
     meshctl proxy config web -o json | jq '.[].config.services'")]
 pub struct Proxy {
@@ -43,8 +44,11 @@ enum Verb {
 
 #[derive(Args)]
 struct Which {
-    /// A workload, whose sidecars are meant, or a pod; NAMESPACE/NAME where names repeat
+    /// A workload, whose sidecars are meant, or a pod; NAMESPACE/NAME where names repeat, in a cluster also NAME.NAMESPACE
     workload: String,
+    /// Its namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
     #[command(flatten)]
     place: Place,
     /// How to print it; json as the sidecar has it, by pod
@@ -59,19 +63,35 @@ enum Output {
     Json,
 }
 
+impl Verb {
+    fn which(&self) -> &Which {
+        match self {
+            Self::Config(which) | Self::Clusters(which) | Self::Certs(which) | Self::LogLevel { which, .. } => which,
+        }
+    }
+}
+
 impl Proxy {
     pub fn run(self) -> Result<ExitCode> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().during("the runtime")?;
-        runtime.block_on(async {
+        let running = self.verb.which().place.running()?;
+        wait(async {
             match self.verb {
                 Verb::Config(which) => {
-                    which.print("/config_dump", |text| parsed(text).map(|dump| config::page(&dump, coloured()))).await
+                    which
+                        .print(&running, "/config_dump", |text| {
+                            parsed(text).map(|dump| config::page(&dump, coloured()))
+                        })
+                        .await
                 }
-                Verb::Clusters(which) => which.print("/clusters", |text| Ok(backends(text, coloured()))).await,
+                Verb::Clusters(which) => {
+                    which.print(&running, "/clusters", |text| Ok(backends(text, coloured()))).await
+                }
                 Verb::Certs(which) => {
-                    which.print("/certs", |text| parsed(text).map(|certs| certificates(&certs, coloured()))).await
+                    which
+                        .print(&running, "/certs", |text| parsed(text).map(|certs| certificates(&certs, coloured())))
+                        .await
                 }
-                Verb::LogLevel { which, level } => which.log_level(level.as_deref()).await,
+                Verb::LogLevel { which, level } => which.log_level(&running, level.as_deref()).await,
             }
         })?;
         Ok(ExitCode::SUCCESS)
@@ -84,15 +104,14 @@ fn parsed(text: &str) -> Result<Json> {
 
 impl Which {
     /// Pods and the ways to their sidecars.
-    fn doors(&self) -> Result<Vec<(String, Door)>> {
-        let status = self.place.lab()?.status()?;
-        let pods = verbs::pods(&status, &self.workload)?;
+    async fn doors(&self, running: &Running) -> Result<Vec<(String, Door)>> {
+        let pods = running.pods_named(&self.workload, self.namespace.as_deref()).await?;
         let name = |pod: &Json| pod["name"].as_str().unwrap_or_default().to_string();
-        pods.into_iter().map(|pod| Door::sidecar(pod).map(|door| (name(pod), door))).collect()
+        pods.iter().map(|pod| running.sidecar(pod).map(|door| (name(pod), door))).collect()
     }
 
-    async fn print(&self, path: &str, page: impl Fn(&str) -> Result<String>) -> Result<()> {
-        let doors = self.doors()?;
+    async fn print(&self, running: &Running, path: &str, page: impl Fn(&str) -> Result<String>) -> Result<()> {
+        let doors = self.doors(running).await?;
         let many = doors.len() > 1;
         let mut all = serde_json::Map::new();
         for (name, door) in doors {
@@ -115,9 +134,9 @@ impl Which {
         Ok(())
     }
 
-    async fn log_level(&self, level: Option<&str>) -> Result<()> {
+    async fn log_level(&self, running: &Running, level: Option<&str>) -> Result<()> {
         let mut all = serde_json::Map::new();
-        for (name, door) in self.doors()? {
+        for (name, door) in self.doors(running).await? {
             let said = match level {
                 None => door.get("/logging").await?,
                 Some(level) => door.post(&format!("/logging?level={}", escaped(level))).await?,

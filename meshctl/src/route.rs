@@ -1,7 +1,7 @@
 //! `meshctl route`: what happens to a Service's requests, shown as the mesh understands it and changed in the object that says it,
 //! in the dialect it is written in.
 //!
-//! Which object that is comes from the translation. After a change the folder is translated again: what would not be in effect,
+//! Which object that is comes from the translation. After a change the folder or the cluster is translated again: what would not be in effect,
 //! because another object wins, is refused, and so is what the dialect cannot say, with what could.
 
 mod create;
@@ -19,7 +19,7 @@ mod smi;
 mod split;
 
 use crate::error::Result;
-use crate::objects::{Output, Store, Writing};
+use crate::objects::{Namespaces, Output, Store, Writing};
 use crate::place::Place;
 use clap::{Args, Subcommand};
 use set::Settings;
@@ -34,9 +34,10 @@ use std::process::ExitCode;
     meshctl route split hello v1=50 v2=50 --dry-run        subsets of a DestinationRule\n  \
     meshctl route set hello --timeout 3s --retries 3 --per-try-timeout 1s --retry-on 5xx,reset\n  \
     meshctl route set payment-service --route 'GET /api/balance' --timeout 2s\n  \
-    meshctl route delete user-service\n\n\
+    meshctl route delete user-service\n  \
+    meshctl route split web.shop v1=90 v2=10 --context staging\n\n\
     A change is made in the object that governs the Service, where it stands; comments\n\
-    are kept. A running lab follows at once.")]
+    are kept. A running lab and a cluster follow at once.")]
 pub struct Route {
     #[command(subcommand)]
     verb: Verb,
@@ -107,11 +108,30 @@ enum Verb {
 
 #[derive(Args)]
 struct Common {
-    /// Namespace of the Service, if several have one of its name
-    #[arg(short, long, value_name = "NAMESPACE")]
-    namespace: Option<String>,
+    #[command(flatten)]
+    which: Namespaces,
     #[command(flatten)]
     place: Place,
+}
+
+impl Common {
+    /// The Service that is typed, and the namespace that it is to be in, if one is meant.
+    fn service<'t>(&'t self, store: &'t Store, typed: &'t str) -> (&'t str, Option<&'t str>) {
+        // `web.shop` says it itself.
+        let namespace =
+            if typed.contains('.') { self.which.namespace.as_deref() } else { store.namespace(&self.which) };
+        (typed, namespace)
+    }
+
+    fn read(&self) -> Result<Store> {
+        let store = Store::open(&self.place)?;
+        store.warn();
+        Ok(store)
+    }
+
+    fn change(&self, run: impl Fn(&Store) -> Result<()>) -> Result<()> {
+        Store::change(|| Store::open(&self.place), run)
+    }
 }
 
 /// Which of a Service's routes is meant.
@@ -130,26 +150,28 @@ pub struct Which {
 
 impl Route {
     pub fn run(self) -> Result<ExitCode> {
-        let open = |common: &Common| {
-            let store = Store::open(&common.place)?;
-            store.warn();
-            Ok::<Store, crate::error::Error>(store)
-        };
         match self.verb {
             Verb::List { service, common, output } => {
-                show::list(&open(&common)?, service.as_deref(), common.namespace.as_deref(), output)
+                let store = common.read()?;
+                let namespace = match &service {
+                    Some(service) => common.service(&store, service).1,
+                    None => store.namespace(&common.which),
+                };
+                show::list(&store, service.as_deref(), namespace, output)
             }
             Verb::Show { service, common, output } => {
-                show::show(&open(&common)?, &service, common.namespace.as_deref(), output)
+                let store = common.read()?;
+                let (service, namespace) = common.service(&store, &service);
+                show::show(&store, service, namespace, output)
             }
             Verb::Set { service, which, settings, writing, common } => {
-                set::run(&open(&common)?, (&service, common.namespace.as_deref()), &which, &settings, writing)
+                common.change(|store| set::run(store, common.service(store, &service), &which, &settings, writing))
             }
             Verb::Split { service, shares, which, writing, common } => {
-                split::run(&open(&common)?, (&service, common.namespace.as_deref()), &which, &shares, writing)
+                common.change(|store| split::run(store, common.service(store, &service), &which, &shares, writing))
             }
             Verb::Delete { service, writing, common } => {
-                delete::run(&open(&common)?, (&service, common.namespace.as_deref()), writing)
+                common.change(|store| delete::run(store, common.service(store, &service), writing))
             }
         }?;
         Ok(ExitCode::SUCCESS)

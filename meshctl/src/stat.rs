@@ -1,4 +1,4 @@
-//! `meshctl stat`: who calls whom in a running lab, how often and how well, over the last few seconds.
+//! `meshctl stat`: who calls whom in a running lab or a cluster, how often and how well, over the last few seconds.
 //!
 //! The control plane adds up what sidecars report; two looks at its sums make a rate.
 
@@ -6,9 +6,11 @@ pub mod edges;
 pub mod quantile;
 pub mod table;
 
+use crate::door::Door;
 use crate::error::{Error, Result};
-use crate::lab::ask::Door;
 use crate::place::Place;
+use crate::running::Running;
+use crate::runtime::wait;
 use crate::terminal::coloured;
 use clap::{Args, ValueEnum};
 use edges::{History, Row, Snapshot, Wanted};
@@ -19,7 +21,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use weft_policy::doc::parse_duration;
 
-/// Says who calls whom in a running lab: rates, success, latency, and who has proven to be whom.
+/// Says who calls whom in a running lab or a cluster: rates, success, latency, and who has proven to be whom.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Stat {
@@ -52,6 +54,7 @@ Examples:
   meshctl stat --from web -w 30s
   meshctl stat --to svc/users -o wide   a Service; also ns/shop, deploy/users, shop/users
   meshctl stat --watch
+  meshctl stat --context staging        of a cluster
   meshctl stat -o json | jq '.edges[] | select(.success < 1)'
 
 The client's sidecar counts a call, with its retries as one; where the client has none, the server's does, and the
@@ -67,19 +70,19 @@ fn window(text: &str) -> std::result::Result<Duration, String> {
 
 impl Stat {
     pub fn run(&self) -> Result<ExitCode> {
-        let lab = self.place.lab()?;
-        if lab.status().is_ok_and(|status| status["mesh"] == false) {
+        let running = self.place.running()?;
+        if let Running::Lab(lab) = &running
+            && lab.status().is_ok_and(|status| status["mesh"] == false)
+        {
             return Err(Error::new("this lab has no mesh, so nobody counts", "start it without --no-mesh"));
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| format!("the runtime: {e}"))?;
-        runtime.block_on(self.look(&Door::control(&lab)))?;
+        wait(async { self.look(running.controls().await?).await })?;
         Ok(ExitCode::SUCCESS)
     }
 
-    async fn look(&self, door: &Door) -> Result<()> {
+    async fn look(&self, doors: Vec<Door>) -> Result<()> {
         let mut history = History::new(self.window);
-        history.push(Snapshot::of(&door.json("/edges").await?));
+        history.push(edges(&doors).await?);
         if !self.watch && std::io::stderr().is_terminal() {
             eprintln!("counting for {:?}", self.window);
         }
@@ -88,7 +91,7 @@ impl Stat {
         tick.tick().await;
         loop {
             tick.tick().await;
-            history.push(Snapshot::of(&door.json("/edges").await?));
+            history.push(edges(&doors).await?);
             let written = std::io::stdout().write_all(self.print(&history).as_bytes());
             // A reader that went away has seen enough.
             if !self.watch || written.is_err() {
@@ -115,6 +118,15 @@ impl Stat {
             false => text,
         }
     }
+}
+
+/// Each sidecar reports to one replica of the control plane.
+async fn edges(doors: &[Door]) -> Result<Snapshot> {
+    let mut told = Vec::new();
+    for door in doors {
+        told.push((door.name.clone(), door.json("/edges").await?));
+    }
+    Ok(Snapshot::of_all(&told))
 }
 
 /// Why there is nothing to show: perhaps only of those who were asked for.

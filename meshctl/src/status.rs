@@ -1,19 +1,20 @@
 //! `meshctl status`: whether every sidecar has what it should, and what is wrong with the manifests.
 
-use crate::error::{During, Result};
-use crate::lab::ask::Door;
-use crate::lab::record::Lab;
+use crate::error::Result;
 use crate::place::Place;
+use crate::running::{self, Running};
+use crate::runtime::wait;
 use crate::terminal::{Tone, coloured, paint, table};
 use clap::{Args, ValueEnum};
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Says whether every sidecar of a running lab has what it should, and what is wrong with files and objects.
+/// Says whether every sidecar of a running lab or a cluster has what it should, and what is wrong with files and objects.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     meshctl status\n  \
+    meshctl status --context staging         of a cluster: what each replica of the control plane knows\n  \
     meshctl status -o wide                   also identities and what each one holds\n  \
     meshctl status -o json | jq '.proxies[] | select(.inSync | not)'\n\n\
     Exit codes: 0 all is well, 1 something is refused or wrong, 2 wrong use.")]
@@ -35,9 +36,8 @@ enum Output {
 
 impl Status {
     pub fn run(self) -> Result<ExitCode> {
-        let lab = self.place.lab()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().during("the runtime")?;
-        let all = runtime.block_on(ask(&lab))?;
+        let running = self.place.running()?;
+        let all = wait(ask(&running))?;
         match self.output {
             Output::Json => println!("{all:#}"),
             output => print!("{}", text(&all, output == Output::Wide, coloured(), now())),
@@ -59,31 +59,50 @@ fn word<'j>(value: &'j Json, field: &str) -> &'j str {
 }
 
 /// The control plane's pages, and from each sidecar when its certificate ends.
-async fn ask(lab: &Lab) -> Result<Json> {
-    let control = Door::control(lab);
-    let (mut status, errors) = (control.json("/status").await?, control.json("/errors").await?);
-    let running = lab.status()?;
-    for proxy in status["proxies"].as_array_mut().into_iter().flatten() {
-        let mut pods = rows(&running["pods"]).iter();
-        let Some(pod) = pods.find(|p| p["name"] == proxy["pod"] && p["namespace"] == proxy["namespace"]) else {
+async fn ask(running: &Running) -> Result<Json> {
+    let controls = running.controls().await?;
+    let (mut status, mut errors) = (Vec::new(), Vec::new());
+    for control in &controls {
+        status.push(control.json("/status").await?);
+        errors.push(control.json("/errors").await?);
+    }
+    let mut proxies = running::proxies(&status);
+    let pods = running.pods(None).await?;
+    for proxy in &mut proxies {
+        let Some(pod) = pods.iter().find(|p| p["name"] == proxy["pod"] && p["namespace"] == proxy["namespace"]) else {
             continue;
         };
         // One that does not answer has no certificate to show; that it is away is told beside.
-        let Ok(door) = Door::sidecar(pod) else { continue };
+        let Ok(door) = running.sidecar(pod) else { continue };
         if let Ok(certs) = door.json("/certs").await {
             let leaf = &certs["certificates"][0]["cert_chain"][0];
             proxy["certificate"] = json!({"from": leaf["valid_from"], "until": leaf["expiration_time"]});
         }
     }
     // Pods that should have a sidecar the control plane has never heard of.
-    let known = rows(&status["proxies"]).to_vec();
-    let heard = |pod: &Json| known.iter().any(|p| p["pod"] == pod["name"] && p["namespace"] == pod["namespace"]);
-    let silent = rows(&running["pods"]).iter().filter(|p| p["sidecar"] == true && !heard(p));
+    let heard = |pod: &Json| proxies.iter().any(|p| p["pod"] == pod["name"] && p["namespace"] == pod["namespace"]);
+    let silent = pods.iter().filter(|p| p["sidecar"] == true && !heard(p));
     let silent: Vec<Json> = silent.map(|p| json!({"pod": p["name"], "namespace": p["namespace"]})).collect();
-    Ok(json!({
-        "lab": lab.id, "manifests": lab.manifests, "proxies": status["proxies"], "silent": silent, "files": errors["files"],
-        "objects": errors["objects"], "withheld": errors["withheld"],
-    }))
+    let mut out = json!({
+        "replicas": controls.len(), "proxies": proxies, "silent": silent, "files": each(&errors, "files"),
+        "objects": each(&errors, "objects"), "withheld": each(&errors, "withheld"),
+    });
+    match running {
+        Running::Lab(lab) => (out["lab"], out["manifests"]) = (json!(lab.id), json!(lab.manifests)),
+        Running::Cluster(cluster) => out["cluster"] = json!(cluster.context),
+    }
+    Ok(out)
+}
+
+/// What replicas say, once: they read the same.
+fn each(answers: &[Json], list: &str) -> Json {
+    let mut out: Vec<Json> = Vec::new();
+    for said in answers.iter().flat_map(|answer| rows(&answer[list])) {
+        if !out.contains(said) {
+            out.push(said.clone());
+        }
+    }
+    out.into()
 }
 
 /// Warnings are no errors, and neither is a sidecar that is about to take what it was sent.
@@ -153,13 +172,15 @@ fn text(all: &Json, wide: bool, coloured: bool, now: u64) -> String {
         }
         let what = [word(found, "object"), word(found, "field"), word(found, "message")];
         let what: Vec<&str> = what.into_iter().filter(|w| !w.is_empty()).collect();
-        out.push_str(&format!("{}: {}: {}\n", word(found, "at"), paint("error", Tone::Bad, coloured), what.join(": ")));
+        let at = if word(found, "at").is_empty() { String::new() } else { format!("{}: ", word(found, "at")) };
+        out.push_str(&format!("{at}{}: {}\n", paint("error", Tone::Bad, coloured), what.join(": ")));
         if let Some(hint) = found["hint"].as_str() {
             out.push_str(&format!("    {}\n", paint(hint, Tone::Faint, coloured)));
         }
     }
     if warnings > 0 {
-        let (noun, dir) = (if warnings == 1 { "warning" } else { "warnings" }, word(all, "manifests"));
+        let (noun, dir) =
+            (if warnings == 1 { "warning" } else { "warnings" }, all["manifests"].as_str().unwrap_or("-A"));
         out.push_str(&format!("{warnings} {noun}: meshctl analyze {dir}\n"));
     }
     out

@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-sample", &[]),
     ("weft-testkit", &["weft-proto"]),
     ("weft-cluster", &[]),
+    ("weft-e2e", &["weft-cluster"]),
 ];
 
 /// Crates that only some of ours may use directly.
@@ -28,7 +29,10 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("h2", &["weft-proxy", "weft-testkit"]),
     ("tonic", &["weft-proto", "weft-proxy", "weft-control", "meshctl", "weft-testkit"]),
     ("rustls", &["weft-tls", "weft-proxy", "weft-control", "weft-testkit", "weft-kubernetes"]),
-    ("rcgen", &["weft-tls", "weft-control", "weft-sample", "weft-testkit", "weft-cluster", "weft-kubernetes"]),
+    (
+        "rcgen",
+        &["weft-tls", "weft-control", "weft-sample", "weft-testkit", "weft-cluster", "weft-kubernetes", "weft-e2e"],
+    ),
     ("kube", &["weft-kubernetes", "weft-control", "weft-injector", "meshctl"]),
 ];
 

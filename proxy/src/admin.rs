@@ -15,7 +15,7 @@ pub mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use server::{serve, serve_public, serve_status};
+pub use server::{serve, serve_linkerd, serve_public, serve_status};
 
 use crate::telemetry::Hub;
 use std::net::SocketAddr;

@@ -137,7 +137,7 @@ async fn run(settings: &Settings, log: LogFilter) -> ExitCode {
     let mut ended = pin!(async { while workers.recv().await.is_some() {} });
     let running = tokio::select! {
         () = &mut ended => false,
-        () = drain(&phase, &shared) => true,
+        () = drain(&phase, &shared, settings.drain()) => true,
         again = signals.next() => {
             tracing::warn!(signal = again, "not waiting any longer");
             true
@@ -226,13 +226,13 @@ async fn first_configuration(
 }
 
 /// Leads the workers through a drain, up to the point where no more time is left.
-async fn drain(phase: &watch::Sender<Phase>, shared: &Shared) {
+async fn drain(phase: &watch::Sender<Phase>, shared: &Shared, told: Option<Duration>) {
     let began = Instant::now();
     let (limit, delay) = {
         let snapshot = shared.snapshot.load();
         let longest =
             |of: fn(&Limits) -> Duration| snapshot.listeners().map(|l| of(&l.limits)).max().unwrap_or_default();
-        (longest(|l| l.drain), longest(|l| l.drain_delay))
+        (told.unwrap_or_else(|| longest(|l| l.drain)), longest(|l| l.drain_delay))
     };
     phase.send_replace(Phase::Draining);
     sleep_until(began + delay.min(limit)).await;
@@ -308,6 +308,8 @@ async fn telemetry(shared: Arc<Shared>) {
         loop {
             tick.tick().await;
             hub.upkeep();
+            crate::sys::malloc::empty_cache();
+            crate::sys::malloc::give_back();
         }
     };
     let mut config = shared.config.clone();
@@ -347,8 +349,11 @@ fn open_admin(admin: SocketAddr, public: [Option<SocketAddr>; 2], state: Arc<Adm
     Ok(())
 }
 
-/// The status port: what others ask the app for, through its sidecar.
+/// What others ask the app for through its sidecar, and Linkerd's tools.
 fn open_status(settings: &Settings, state: Arc<AdminState>) -> Result<(), String> {
+    if let Some(addr) = settings.linkerd_admin() {
+        tokio::task::spawn_local(admin::serve_linkerd(bind(addr, "Linkerd's admin address")?, state.clone()));
+    }
     let Some(addr) = settings.status else { return Ok(()) };
     let app = Arc::new(admin::app::App::from_env(settings.mark)?);
     tokio::task::spawn_local(admin::serve_status(bind(addr, "the status address")?, state, app));

@@ -8,7 +8,9 @@ use std::io::{IsTerminal, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use weft_policy::diag::{Diag, Diags, Severity};
+use weft_policy::id::TrustDomain;
 
 /// Weft's sidecar: carries a workload's traffic, with routes, mutual TLS, resilience and telemetry, as a file says.
 #[derive(Clone, Debug, Parser)]
@@ -71,6 +73,22 @@ pub struct Settings {
     #[arg(long, value_name = "ADDR")]
     pub status: Option<SocketAddr>,
 
+    /// An address for what Linkerd's users and tools ask a sidecar; 0.0.0.0:4191 in pods that were injected their way (WEFT_DIALECT)
+    #[arg(long, value_name = "ADDR")]
+    pub linkerd_admin: Option<SocketAddr>,
+
+    /// Whose users look at this sidecar
+    #[arg(long, env = "WEFT_DIALECT", value_name = "WORLD", hide = true, default_value = "weft")]
+    pub dialect: Dialect,
+
+    /// How long what is in flight has at the end; else as the configuration says, per listener
+    #[arg(long, env = "WEFT_DRAIN_SECONDS", value_name = "N", value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub drain_seconds: Option<u64>,
+
+    /// What the identity that the control plane gives has to begin with; else it may be of any trust domain
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", value_name = "NAME", value_parser = trust_domain)]
+    pub trust_domain: Option<TrustDomain>,
+
     /// Mark for connections to endpoints (SO_MARK; takes CAP_NET_ADMIN), for redirection rules that cannot go by a group
     #[arg(long, value_name = "N")]
     pub mark: Option<u32>,
@@ -88,6 +106,13 @@ pub struct Settings {
 pub enum Output {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dialect {
+    Weft,
+    Istio,
+    Linkerd,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -137,7 +162,18 @@ impl Settings {
             pod,
             state: self.state.clone()?,
             everything: self.everything,
+            trust_domain: self.trust_domain.clone(),
         })
+    }
+
+    /// Where Linkerd's admin paths are served.
+    pub fn linkerd_admin(&self) -> Option<SocketAddr> {
+        let usual = (self.dialect == Dialect::Linkerd).then_some(SocketAddr::from(([0, 0, 0, 0], 4191)));
+        self.linkerd_admin.or(usual)
+    }
+
+    pub fn drain(&self) -> Option<Duration> {
+        self.drain_seconds.map(Duration::from_secs)
     }
 
     /// Does what `--validate` says; findings go to standard output, which is what was asked for.
@@ -172,6 +208,10 @@ fn host_port(text: &str) -> Result<String, String> {
     let parts =
         text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
     parts.map(|_| text.to_string()).ok_or_else(|| "a name or an address, and a port, such as 10.0.0.2:15012".into())
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::parse(text).map_err(|e| e.to_string())
 }
 
 fn pod(text: &str) -> Result<(String, String), String> {
@@ -276,10 +316,17 @@ mod tests {
             &["weft-proxy", "--control", "a", "--trust-root", "r", "--token-file", "t", "--pod", "n/p", "--state", "s"],
             &["weft-proxy", "--control", "a:1", "--trust-root", "r", "--token-file", "t", "--pod", "p", "--state", "s"],
             &["weft-proxy", "-c", "a", "--state", "s"],
+            &["weft-proxy", "-c", "a", "--drain-seconds", "soon"],
+            &["weft-proxy", "-c", "a", "--trust-domain", "A b"],
         ] {
             assert!(Settings::try_parse_from(bad).is_err(), "{bad:?}");
         }
         assert_eq!(s.control(), None);
+        assert_eq!((s.linkerd_admin(), s.drain(), s.trust_domain.clone()), (None, None, None));
+        let told = ["weft-proxy", "-c", "a", "--dialect", "linkerd", "--drain-seconds", "7"];
+        let told = Settings::parse_from(told);
+        assert_eq!(told.linkerd_admin(), Some(SocketAddr::from(([0, 0, 0, 0], 4191))));
+        assert_eq!(told.drain(), Some(Duration::from_secs(7)));
         let s = Settings::parse_from([
             "weft-proxy",
             "--control",

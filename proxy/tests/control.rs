@@ -749,6 +749,54 @@ fn a_full_disk_for_the_plan() {
     proxy.wait_exit(SOON);
 }
 
+/// The token is read when it is needed, as one that is renewed in its file has to be.
+#[test]
+fn a_restart_with_an_expired_leaf_joins_again() {
+    let one = named("one");
+    let addr = free_addr();
+    let control = control(addr, &one);
+    control.lifetime(Duration::from_secs(3), Duration::from_secs(60));
+    let pod = Pod::new(&control, "web");
+    let mut proxy = pod.start();
+    pod.wait_saved(&one.addr().to_string());
+    proxy.sigterm();
+    proxy.wait_exit(SOON);
+    let first = control.signed();
+    // To its end, which the certificate itself tells.
+    std::thread::sleep(Duration::from_secs(4));
+    control.lifetime(Duration::from_secs(3600), Duration::from_secs(1800));
+    pod.dir.write("token", control.token("demo", "web"));
+    let mut proxy = pod.start();
+    proxy.wait_log(|l| l.contains("has expired; joining anew"), SOON);
+    let signed = control.signed();
+    assert!(signed.len() > first.len(), "{signed:?}");
+    let last = signed.last().unwrap();
+    assert!(!last.token.is_empty() && last.token != first[0].token, "{signed:?}");
+    assert_eq!(get(addr), (200, "one".into()));
+}
+
+#[test]
+fn another_trust_domain_than_it_was_told() {
+    let one = named("one");
+    let addr = free_addr();
+    let control = control(addr, &one);
+    let pod = Pod::new(&control, "web");
+    let start = |domain: &str| {
+        let env = vec![("WEFT_TRUST_DOMAIN".to_string(), domain.to_string())];
+        let admin = Some(pod.admin);
+        Proxy::with(Start { bin: BIN, admin, args: pod.args(), env, fileless: true, no_wait: true, ..Start::default() })
+    };
+    let mut proxy = start("other.domain");
+    let line = proxy.wait_log(|l| l.contains("not joined yet") && l.contains("other.domain"), SOON);
+    assert!(line.contains(&format!("of trust domain {DOMAIN}")) && line.contains("WEFT_TRUST_DOMAIN"), "{line}");
+    assert_eq!(proxy.admin_get("/ready").0, 503);
+    proxy.sigterm();
+    proxy.wait_exit(SOON);
+    pod.dir.write("token", control.token("demo", "web"));
+    start(DOMAIN).wait_ready(SOON);
+    assert_eq!(get(addr), (200, "one".into()));
+}
+
 /// Clocks that differ by ten minutes, either way: said, tried again, and over when they agree.
 #[test]
 fn a_certificate_from_the_future() {

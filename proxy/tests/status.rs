@@ -111,6 +111,42 @@ fn probes_and_metrics_of_the_app() {
     assert!(proxy.wait_exit(Duration::from_secs(60)).success());
 }
 
+/// What Linkerd's users ask at 4191.
+#[test]
+fn by_linkerds_names() {
+    let (admin, linkerd) = (free_addr(), free_addr());
+    let yaml = yaml(admin);
+    let args = vec!["--linkerd-admin".into(), linkerd.to_string()];
+    let mut proxy = Proxy::with(Start { bin: BIN, yaml: &yaml, admin: Some(admin), args, ..Start::default() });
+    assert_eq!(ask(linkerd, "GET", "/ready").text(), "ready\n");
+    assert_eq!(ask(linkerd, "GET", "/live").text(), "live\n");
+    assert!(ask(linkerd, "GET", "/metrics").text().contains("process_cpu_seconds_total "));
+    assert_eq!(ask(linkerd, "GET", "/config_dump").status, 404);
+    assert_eq!(ask(linkerd, "GET", "/shutdown").status, 405);
+    assert_eq!(ask(linkerd, "POST", "/shutdown").status, 200);
+    assert!(proxy.wait_exit(Duration::from_secs(60)).success());
+}
+
+/// What the pod has time for counts, whatever the configuration says of its listeners.
+#[test]
+fn a_drain_as_long_as_it_was_told() {
+    let admin = free_addr();
+    let hanging = Backend::start(Arc::new(|_: &weft_testkit::backend::Seen| Action::Hang));
+    let front = free_addr();
+    let yaml = format!(
+        "admin: {admin}\nlisteners: [{{name: front, role: hop, address: \"{front}\", to: web, limits: {{drain: 10m}}}}]\n\
+         services: [{{name: web, port: 80, endpoints: [\"{}\"]}}]\n",
+        hanging.addr()
+    );
+    let env = vec![("WEFT_DRAIN_SECONDS".into(), "1".into())];
+    let mut proxy = Proxy::with(Start { bin: BIN, yaml: &yaml, admin: Some(admin), env, ..Start::default() });
+    let mut request = http1(front);
+    request.send("GET / HTTP/1.1\r\nhost: web\r\n\r\n").expect("sent");
+    weft_testkit::wait::until("it is in flight", Duration::from_secs(20), || hanging.requests() == 1);
+    proxy.sigterm();
+    assert_eq!(proxy.wait_exit(Duration::from_secs(60)).code(), Some(3));
+}
+
 #[test]
 fn variables_that_cannot_be_read() {
     let admin = free_addr();

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,25 +133,30 @@ impl Netns {
     /// Runs `f` on a thread inside. Sockets it makes stay inside wherever they go: peers of this kit bind before they
     /// start their threads, so `ns.run(|| Backend::start(..))` gives a backend in the namespace.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                self.enter();
-                f()
-            });
-            match thread.join() {
-                Ok(value) => value,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        run_in(Path::new(&self.path()), f)
     }
+}
 
-    /// Moves the calling thread (and the threads it starts) inside, for good.
-    fn enter(&self) {
-        let file = File::open(self.path()).expect("namespace");
-        // SAFETY: a plain system call on a descriptor we own; it changes this thread only.
-        let done = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-        assert_eq!(done, 0, "setns: {}", std::io::Error::last_os_error());
-    }
+/// As `Netns::run`, in a namespace that somebody else has made.
+pub fn run_in<T: Send>(namespace: &Path, f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            enter(namespace);
+            f()
+        });
+        match thread.join() {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Moves the calling thread (and the threads it starts) inside, for good.
+fn enter(namespace: &Path) {
+    let file = File::open(namespace).expect("namespace");
+    // SAFETY: a plain system call on a descriptor we own; it changes this thread only.
+    let done = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+    assert_eq!(done, 0, "setns: {}", std::io::Error::last_os_error());
 }
 
 impl Drop for Inner {

@@ -1,4 +1,4 @@
-//! Programs of others that judge us, installed by `.ci/tools`: h2spec, gRPC's interop pair, Prometheus and promtool.
+//! Programs of others that judge us, installed by `.ci/tools`: h2spec, gRPC's interop pair, Helm, Prometheus and promtool.
 //!
 //! Facts, measured with the versions that `.ci/tools` pins:
 //! h2spec v2.2.1 runs 145 cases in under 2 s. It knows no client certificate: for an mTLS port put `relay::TlsWrap` in
@@ -41,6 +41,11 @@ fn built(name: &str) -> PathBuf {
     let path = folder.join(name);
     assert!(path.exists(), "{} is missing: run .ci/tools", path.display());
     path
+}
+
+/// Kubernetes' package manager, which renders our chart.
+pub fn helm() -> PathBuf {
+    built("helm")
 }
 
 fn installed(name: &str) -> PathBuf {

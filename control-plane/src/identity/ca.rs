@@ -55,6 +55,10 @@ pub enum CaError {
     Random,
     #[error("{0}")]
     TooEarly(String),
+    #[error("Secret weft-ca: {0}")]
+    Secret(String),
+    #[error("the API server: {0}")]
+    Kube(String),
 }
 
 /// How far a rotation of the root is.
@@ -104,7 +108,12 @@ pub struct Subject {
     pub id: SpiffeId,
     /// Empty for what is no pod.
     pub pod: String,
+    /// Of the pod in Kubernetes, or empty: by it a later pod of the same name is another.
+    pub uid: String,
 }
+
+/// `userId` of X.500, where a leaf names its pod's uid.
+pub const USER_ID: [u64; 7] = [0, 9, 2342, 19200300, 100, 1, 1];
 
 #[derive(Debug)]
 pub struct Issued {
@@ -208,6 +217,9 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         if !subject.pod.is_empty() {
             params.distinguished_name.push(DnType::CommonName, subject.pod.as_str());
+        }
+        if !subject.uid.is_empty() {
+            params.distinguished_name.push(DnType::CustomDnType(USER_ID.to_vec()), subject.uid.as_str());
         }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -17,7 +17,7 @@ const REST: Duration = Duration::from_secs(5);
 
 /// A certificate for ourselves, with a key that lives in memory only.
 pub fn issue(dir: &StateDir, ca: &Authority, lifetime: Duration) -> Result<Identity, CaError> {
-    let subject = Subject { id: ca.id(NAMESPACE, ACCOUNT)?, pod: String::new() };
+    let subject = Subject { id: ca.id(NAMESPACE, ACCOUNT)?, pod: String::new(), uid: String::new() };
     let key = rcgen::KeyPair::generate()?;
     let issued = ca.issue(&subject, &key, lifetime, SystemTime::now())?;
     ca.record(dir, &subject, &issued)?;

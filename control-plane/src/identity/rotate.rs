@@ -3,7 +3,9 @@
 //! the news on. What a step needs to have happened before is checked here: for the second one the server writes down who has
 //! not heard of the new root yet.
 
-use super::ca::{Authority, CaError, ROOT_PEM, Record, Root, Stage, seconds};
+use super::ca::{Authority, CaError, ROOT_PEM, Root, Stage, seconds};
+
+pub use super::ca::Record;
 use crate::scope;
 use crate::state::StateDir;
 use crate::status::Status;
@@ -22,12 +24,17 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Takes the next step and says what it was.
 pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaError> {
+    step_to(dir, None, force, now)
+}
+
+/// With a root that is not made here, but given: its files are in the folder already.
+pub fn step_to(dir: &StateDir, given: Option<String>, force: bool, now: SystemTime) -> Result<String, CaError> {
     let _lock = dir.lock()?;
     let ca = Authority::load(dir)?.ok_or(CaError::None)?;
     let ids: Vec<&str> = ca.roots.iter().map(|r| r.id.as_str()).collect();
     let done = match (ca.stage, ids.as_slice()) {
         (Stage::Single, [old]) => {
-            let new = Root::create(dir, &ca.domain)?;
+            let new = given.map_or_else(|| Root::create(dir, &ca.domain), Ok)?;
             Authority::store(dir, &ca.domain, Stage::Introduced, &[old, &new], old, now)?;
             format!("root {new} is trusted beside {old}, which still signs; next: {new} signs")
         }
@@ -66,7 +73,7 @@ pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaEr
 }
 
 /// The last certificate of each: who has a newer one has put the older away.
-fn newest(records: Vec<Record>) -> BTreeMap<(String, String), Record> {
+pub fn newest(records: Vec<Record>) -> BTreeMap<(String, String), Record> {
     records.into_iter().map(|r| ((r.identity.clone(), r.pod.clone()), r)).collect()
 }
 
@@ -86,7 +93,7 @@ fn is_spread(dir: &StateDir, ca: &Authority, new: &str) -> Result<(), CaError> {
 }
 
 /// The first few of many.
-fn some<'a>(names: impl Iterator<Item = &'a str>) -> String {
+pub fn some<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: BTreeSet<&str> = names.collect();
     let more = if names.len() > 5 { " and others" } else { "" };
     names.into_iter().take(5).collect::<Vec<_>>().join(", ") + more
@@ -131,7 +138,7 @@ pub async fn follow(
     }
 }
 
-fn pod(record: &Record) -> Option<PodId> {
+pub fn pod(record: &Record) -> Option<PodId> {
     let id = SpiffeId::parse(&record.identity).ok()?;
     let (namespace, _) = id.workload().filter(|_| !record.pod.is_empty())?;
     Some(PodId { namespace: namespace.into(), name: record.pod.clone() })
@@ -151,7 +158,7 @@ mod tests {
         let now = SystemTime::now();
         assert!(matches!(step(&dir, false, now), Err(CaError::None)));
         let first = Authority::load_or_create(&dir, &TrustDomain::parse("a.b").unwrap()).unwrap();
-        let subject = Subject { id: first.id("demo", "web").unwrap(), pod: "web-1".into() };
+        let subject = Subject { id: first.id("demo", "web").unwrap(), pod: "web-1".into(), uid: String::new() };
         let key = rcgen::KeyPair::generate().unwrap();
         let lifetime = Duration::from_secs(3600);
         let leaf = first.issue(&subject, &key, lifetime, now).unwrap();

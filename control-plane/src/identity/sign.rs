@@ -2,8 +2,9 @@
 //! public key counts, and that its key signed it. It may name the identity it will get; one that names any other is refused, for
 //! somebody believes in something that is not so.
 
+use super::attest::{AttestError, Attested};
 use super::ca::{Authority, CaError, Issued, Subject};
-use super::token::{self, TokenError};
+use super::token::{self, Binding, TokenError};
 use crate::identity::Caller;
 use crate::state::StateDir;
 use rcgen::SubjectPublicKeyInfo;
@@ -24,6 +25,8 @@ pub enum SignError {
     Request(String),
     #[error("{0}")]
     Token(#[from] TokenError),
+    #[error("{0}")]
+    Attest(#[from] AttestError),
     #[error("neither a join token nor a certificate of this mesh proves who asks")]
     Nobody,
     #[error("the certificate that would be renewed has expired: join with a new token")]
@@ -117,27 +120,49 @@ impl Signer {
         let subject = match (join_token, caller) {
             ("", None) => return Err(SignError::Nobody),
             ("", Some(caller)) if !caller.counts(now) => return Err(SignError::Expired),
-            ("", Some(caller)) => Subject { id: caller.id.clone(), pod: caller.pod.name.clone() },
-            (token, _) if token.len() > MAX_TOKEN => return Err(TokenError::Refused.into()),
-            (token, _) => {
-                let binding = token::look(&self.dir, token, now)?;
-                let id = ca.id(&binding.namespace, &binding.service_account).map_err(CaError::from)?;
-                Subject { id, pod: binding.pod }
+            ("", Some(caller)) => {
+                Subject { id: caller.id.clone(), pod: caller.pod.name.clone(), uid: caller.uid.clone() }
             }
+            (token, _) if token.len() > MAX_TOKEN => return Err(TokenError::Refused.into()),
+            (token, _) => of(ca, token::look(&self.dir, token, now)?, String::new())?,
         };
-        csr.fits(&subject)?;
-        let instance = format!("{} of {}", subject.pod, subject.id);
-        if !self.limits.admit(&instance, Instant::now()) {
-            return Err(SignError::TooMany(instance));
-        }
-        let issued = ca.issue(&subject, &csr.key, self.lifetime, now)?;
-        ca.record(&self.dir, &subject, &issued)?;
+        let issued = self.issue(ca, &csr, &subject, now)?;
         // Last: what fails here costs no token, and of two callers with one token only one gets what was signed for it.
         if !join_token.is_empty() {
             token::spend(&self.dir, join_token)?;
         }
         Ok((subject, issued))
     }
+
+    /// For a pod that the API server knows.
+    pub fn sign_attested(
+        &self,
+        ca: &Authority,
+        csr: &[u8],
+        pod: Attested,
+        now: SystemTime,
+    ) -> Result<(Subject, Issued), SignError> {
+        let csr = Csr::read(csr)?;
+        let subject = of(ca, pod.binding, pod.uid)?;
+        let issued = self.issue(ca, &csr, &subject, now)?;
+        Ok((subject, issued))
+    }
+
+    fn issue(&self, ca: &Authority, csr: &Csr, subject: &Subject, now: SystemTime) -> Result<Issued, SignError> {
+        csr.fits(subject)?;
+        let uid = if subject.uid.is_empty() { String::new() } else { format!(" ({})", subject.uid) };
+        let instance = format!("{}{uid} of {}", subject.pod, subject.id);
+        if !self.limits.admit(&instance, Instant::now()) {
+            return Err(SignError::TooMany(instance));
+        }
+        let issued = ca.issue(subject, &csr.key, self.lifetime, now)?;
+        ca.record(&self.dir, subject, &issued)?;
+        Ok(issued)
+    }
+}
+
+fn of(ca: &Authority, binding: Binding, uid: String) -> Result<Subject, CaError> {
+    Ok(Subject { id: ca.id(&binding.namespace, &binding.service_account)?, pod: binding.pod, uid })
 }
 
 /// Per workload instance: a few at once, then one in a while that is in proportion to the lifetime (10 s for a day's).
@@ -225,6 +250,7 @@ mod tests {
         let caller = Caller {
             id: ca.id("demo", "web").unwrap(),
             pod: weft_dialects::world::PodId { namespace: "demo".into(), name: "web-1".into() },
+            uid: String::new(),
             not_after: now + Duration::from_secs(10),
         };
         let key = KeyPair::generate().unwrap();
@@ -267,7 +293,7 @@ mod tests {
         let temp = TempDir::new();
         let dir = StateDir::open(temp.path()).unwrap();
         let ca = Authority::load_or_create(&dir, &TrustDomain::parse("a.b").unwrap()).unwrap();
-        let subject = Subject { id: ca.id("demo", "web").unwrap(), pod: "web-1".into() };
+        let subject = Subject { id: ca.id("demo", "web").unwrap(), pod: "web-1".into(), uid: String::new() };
         let key = KeyPair::generate().unwrap();
         let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
         let root = parse_x509_certificate(&ca.roots[0].der).unwrap().1.validity().not_after.timestamp();

@@ -2,6 +2,7 @@
 
 use super::session;
 use super::siblings::Siblings;
+use crate::identity::attest::{Attest, AttestError, Attested};
 use crate::identity::ca::seconds;
 use crate::identity::sign::{SignError, Signer};
 use crate::identity::{Authority, Caller};
@@ -41,12 +42,41 @@ pub struct Server {
     pub known: Arc<Known>,
     pub edges: Arc<Edges>,
     pub signing: Arc<Semaphore>,
+    /// In Kubernetes: by whom tokens are judged, and whether a certificate's pod is still there.
+    pub attest: Option<Arc<Attest>>,
     pub siblings: Arc<Siblings>,
 }
 
 impl Server {
     pub fn room() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(SIGNERS))
+    }
+
+    /// What Kubernetes says of a token, or of the pod of a certificate that shall be renewed.
+    async fn attested(&self, token: &str, caller: Option<&Caller>) -> Result<Option<Attested>, AttestError> {
+        match (&self.attest, token, caller) {
+            (Some(attest), "", Some(caller)) => attest.still(caller).await.map(|()| None),
+            (None, ..) | (_, "", _) => Ok(None),
+            (Some(attest), token, _) => attest.token(token).await.map(Some),
+        }
+    }
+
+    fn refuse(&self, error: &SignError, address: Option<SocketAddr>) -> Status {
+        count(&self.known.counters.sign_refused);
+        tracing::warn!(%error, ?address, "no certificate signed");
+        refusal(error)
+    }
+
+    /// Who calls, and that it still is who it was.
+    async fn caller<T>(&self, request: &Request<T>) -> Result<(Arc<Caller>, SocketAddr), Status> {
+        let (caller, address) = caller(request, &self.known)?;
+        if let Some(attest) = &self.attest
+            && let Err(error) = attest.still(&caller).await
+        {
+            tracing::warn!(%error, %address, "refused: the certificate's pod is gone");
+            return Err(Status::unauthenticated(error.to_string()));
+        }
+        Ok((caller, address))
     }
 }
 
@@ -71,12 +101,20 @@ impl Mesh for Server {
         let connection = request.extensions().get::<Connection>();
         let (caller, address) = (connection.and_then(|c| c.caller.clone()), connection.map(|c| c.address));
         let request = request.into_inner();
+        // Before there is room: a slow API server must not keep those out who need no word of it.
+        let attested = match self.attested(&request.join_token, caller.as_deref()).await {
+            Ok(attested) => attested,
+            Err(error) => return Err(self.refuse(&error.into(), address)),
+        };
         let room = tokio::time::timeout(SIGN_WAIT, self.signing.clone().acquire_owned()).await;
         let Ok(Ok(room)) = room else { return Err(Status::resource_exhausted("too many certificates at once: wait")) };
         let (signer, ca) = (self.signer.clone(), self.authority.borrow().clone());
         let now = SystemTime::now();
         let signed = tokio::task::spawn_blocking(move || {
-            let signed = signer.sign(&ca, &request.csr, &request.join_token, caller.as_deref(), now);
+            let signed = match attested {
+                Some(pod) => signer.sign_attested(&ca, &request.csr, pod, now),
+                None => signer.sign(&ca, &request.csr, &request.join_token, caller.as_deref(), now),
+            };
             drop(room);
             signed.map(|(subject, issued)| (subject, issued, ca))
         });
@@ -91,11 +129,7 @@ impl Mesh for Server {
                     renew_after_seconds: renew_after(issued.not_after.saturating_sub(seconds(now)), &issued.serial),
                 }))
             }
-            Ok(Err(error)) => {
-                count(&self.known.counters.sign_refused);
-                tracing::warn!(%error, ?address, "no certificate signed");
-                Err(refusal(&error))
-            }
+            Ok(Err(error)) => Err(self.refuse(&error, address)),
             Err(_) => Err(Status::internal("signing failed")),
         }
     }
@@ -103,7 +137,7 @@ impl Mesh for Server {
     type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
-        let (caller, address) = caller(&request, &self.known)?;
+        let (caller, address) = self.caller(&request).await?;
         let seat = self.known.enter(&caller.pod, &caller.id, Some(address));
         let seat = seat.ok_or_else(|| Status::resource_exhausted("this pod has several streams already"))?;
         let requests = request.into_inner();
@@ -123,7 +157,7 @@ impl Mesh for Server {
     }
 
     async fn report(&self, request: Request<Streaming<ReportRequest>>) -> Result<Response<ReportResponse>, Status> {
-        let (caller, _) = caller(&request, &self.known)?;
+        let (caller, _) = self.caller(&request).await?;
         let seat = self.edges.enter(&caller.pod);
         let _seat = seat.ok_or_else(|| Status::resource_exhausted("this pod reports too often"))?;
         let mut pace = tokio::time::interval(REPORTS);
@@ -150,6 +184,8 @@ fn refusal(error: &SignError) -> Status {
         SignError::OtherIdentity { .. } => Status::permission_denied(text),
         SignError::Nobody | SignError::Expired => Status::unauthenticated(text),
         SignError::Token(crate::identity::token::TokenError::Refused) => Status::unauthenticated(text),
+        SignError::Attest(AttestError::Refused(_)) => Status::unauthenticated(text),
+        SignError::Attest(AttestError::Away(_)) => Status::unavailable(text),
         SignError::TooMany(_) => Status::resource_exhausted(text),
         // Of what is wrong here, the log says more.
         SignError::Token(_) | SignError::Ca(_) => Status::unavailable("the authority cannot sign at the moment"),

@@ -2,17 +2,15 @@
 
 use super::mesh::Pod;
 use crate::error::{Error, Result};
-use crate::lab::ask::Door;
-use crate::lab::record::Lab;
 use crate::proxy::clusters;
+use crate::running::Running;
 use serde_json::{Value as Json, json};
 
-pub async fn add(lab: &Lab, client: &Pod, answer: &mut Json) -> Result<()> {
-    let status = lab.status()?;
-    let pods = status["pods"].as_array().into_iter().flatten();
-    let pod = pods.clone().find(|p| p["namespace"] == client.id.namespace && p["name"] == client.id.name);
+pub async fn add(running: &Running, client: &Pod, answer: &mut Json) -> Result<()> {
+    let pods = running.pods(Some(&client.id.namespace)).await?;
+    let pod = pods.iter().find(|p| p["name"] == client.id.name);
     let pod = pod.ok_or_else(|| Error::new(format!("{} is gone", client.id.name), "ask again"))?;
-    let text = Door::sidecar(pod)?.get("/clusters").await?;
+    let text = running.sidecar(pod)?.get("/clusters").await?;
     let clusters = clusters::read(&text);
     let backends = answer["backends"].as_array().into_iter().flatten();
     let live = backends.filter_map(|backend| {

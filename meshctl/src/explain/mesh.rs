@@ -1,11 +1,13 @@
 //! What there is: the manifests, the world that the control plane makes of them, and what one pod's sidecar sees of it.
 
+use crate::cluster::pods::workload;
 use crate::error::{Error, Result};
 use crate::lab::imagine;
 use crate::lab::manifest::{DEFAULT_NAMESPACE, Folder, Manifests, json, port, text};
-use crate::lab::record::Lab;
 use crate::lab::service::{self, View as Names};
+use crate::objects::Store;
 use crate::place::Place;
+use crate::running::Running;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -37,7 +39,7 @@ pub struct Mesh {
     /// Every pod that runs somewhere.
     pods: Vec<Pod>,
     /// `None`: a folder alone.
-    pub lab: Option<Lab>,
+    pub running: Option<Running>,
     pub place: String,
 }
 
@@ -63,14 +65,23 @@ pub struct Sight {
 }
 
 impl Mesh {
-    /// The lab that runs, with its pods; or a folder, with those that it would have.
+    /// The lab that runs or the cluster, with its pods; or a folder, with those that it would have.
     pub fn open(place: &Place, mesh_all: bool) -> Result<Self> {
-        let (manifests, lab, from) = match place.lab() {
-            Ok(lab) => {
+        let (manifests, running, from) = match place.running() {
+            Ok(Running::Cluster(cluster)) => {
+                let store = Store::of_cluster(cluster.clone())?;
+                store.warn();
+                let manifests = Manifests { objects: Arc::new(store.objects), problems: Vec::new() };
+                let from = cluster.to_string();
+                (manifests, Some(Running::Cluster(cluster)), from)
+            }
+            // Whoever means a cluster does not mean a folder.
+            Err(e) if place.is_cluster() => return Err(e),
+            Ok(Running::Lab(lab)) => {
                 let mut dirs = Dirs::new(&[lab.manifests.clone().into(), lab.pods()], DEFAULT_NAMESPACE);
                 dirs.look();
                 let from = format!("lab {} ({})", lab.id, lab.manifests);
-                (Manifests::of(&dirs), Some(lab), from)
+                (Manifests::of(&dirs), Some(Running::Lab(lab)), from)
             }
             Err(_) => {
                 let folder = place.folder()?;
@@ -89,7 +100,7 @@ impl Mesh {
         let services = service::services(&objects, &mut Vec::new());
         let names = Names { services, pods: objects.of("", "Pod").filter_map(named).collect() };
         let pods = objects.of("", "Pod").filter_map(|object| pod(object, &world)).collect();
-        Ok(Self { problems: manifests.problems, world, ledger, view, names, pods, objects, lab, place: from })
+        Ok(Self { problems: manifests.problems, world, ledger, view, names, pods, objects, running, place: from })
     }
 
     pub fn pod_at(&self, address: IpAddr) -> Option<&Pod> {
@@ -111,7 +122,7 @@ impl Mesh {
             let mut names: Vec<&str> = all.iter().filter(here).map(|pod| pod.workload.as_str()).collect();
             names.sort_unstable();
             names.dedup();
-            let hint = if names.is_empty() { "--dir, or -n NAMESPACE".into() } else { names.join(", ") };
+            let hint = if names.is_empty() { "--dir, --context, or -n NAMESPACE".into() } else { names.join(", ") };
             return Err(Error::new(format!("no workload {wanted:?} in {}", self.place), format!("one of {hint}")));
         };
         if let Some(other) = found.iter().find(|pod| pod.id.namespace != first.id.namespace) {
@@ -209,6 +220,8 @@ fn pod(object: &Arc<Object>, world: &World) -> Option<Pod> {
     let address = whole["status"]["podIP"].as_str()?.parse().ok();
     let id = PodId { namespace: object.namespace.clone(), name: object.name.clone() };
     let owner = text(&whole["metadata"]["ownerReferences"][0]["name"]);
+    let hash = object.labels.get("pod-template-hash").map(String::as_str);
+    let owner = owner.map(|name| workload(&name, hash).to_string());
     let identity = world.pods.get(&id).map(|pod| pod.identity.clone());
     let workload = owner.unwrap_or_else(|| object.name.clone());
     Some(Pod { id, workload, address, identity, labels: object.labels.clone() })

@@ -46,9 +46,14 @@ fn percent(share: &Json) -> String {
 
 /// `virtual-service.yaml:14 virtualservice/hello.default spec.http[1].route`
 fn origin(origin: &Json) -> String {
-    let file = word(origin, "file").rsplit('/').next().unwrap_or_default();
-    let text = format!("{file}:{} {} {}", origin["line"], word(origin, "object"), word(origin, "field"));
+    let text = format!("{}{} {}", place(origin, &origin["line"]), word(origin, "object"), word(origin, "field"));
     text.trim_end().to_string()
+}
+
+/// `virtual-service.yaml:14 `; a cluster's objects stand in no file.
+fn place(origin: &Json, line: &Json) -> String {
+    let file = word(origin, "file").rsplit('/').next().unwrap_or_default();
+    if file.is_empty() { String::new() } else { format!("{file}:{line} ") }
 }
 
 impl Page {
@@ -57,9 +62,12 @@ impl Page {
         let told: Vec<String> = rows(origins).iter().map(origin).collect();
         for origin in rows(origins) {
             for differs in rows(&origin["differs"]) {
-                let file = word(origin, "file").rsplit('/').next().unwrap_or_default();
-                let (line, field, how) = (&differs["line"], word(differs, "field"), word(differs, "how"));
-                let text = format!("{file}:{line} {field}: {how}");
+                let (field, how) = (word(differs, "field"), word(differs, "how"));
+                let before = match word(origin, "file") {
+                    "" => format!("{} ", word(origin, "object")),
+                    _ => place(origin, &differs["line"]),
+                };
+                let text = format!("{before}{field}: {how}");
                 if !self.differs.contains(&text) {
                     self.differs.push(text);
                 }

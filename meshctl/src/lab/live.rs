@@ -4,8 +4,8 @@
 //! the table away, writes, and puts it back. Nothing is drawn unless a person is there (a terminal, in the foreground). The
 //! terminal's own settings change in one way, so that `q` needs no Enter, and are put back at the end.
 
-use super::ask::Door;
 use super::record::Lab;
+use crate::door::Door;
 use crate::stat::edges::{History, Snapshot, Wanted};
 use crate::stat::table;
 use crate::terminal::{Tone, coloured, paint};

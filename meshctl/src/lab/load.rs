@@ -73,7 +73,7 @@ impl Load {
         let lab = Lab::find(self.which.id.as_deref())?;
         let status = lab.status()?;
         let service = verbs::service(&status, &self.service)?;
-        let found = verbs::pods(&status, &self.from)?;
+        let found = verbs::pods(&status, &self.from, "this lab")?;
         let Some(pod) = found.iter().find(|p| p["ready"] == true) else {
             return Err(Error::new(format!("no pod of {:?} is ready", self.from), "meshctl lab ps tells why"));
         };

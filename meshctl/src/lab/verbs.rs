@@ -24,11 +24,12 @@ pub fn ps(lab: Option<&str>, json: bool) -> Result<()> {
     Ok(())
 }
 
+/// Before a name, as kubectl has them: deploy/web, pod/web-1.
+pub const KINDS: &[&str] = &["deploy", "deployment", "pod", "po", "sts", "statefulset", "ds", "daemonset", "job"];
+
 /// A pod by its name, or all of a workload by the workload's, with `NAMESPACE/` before it where that is needed.
-pub fn pods<'s>(status: &'s Value, wanted: &str) -> Result<Vec<&'s Value>> {
+pub fn pods<'s>(status: &'s Value, wanted: &str, place: &str) -> Result<Vec<&'s Value>> {
     let all: Vec<&Value> = status["pods"].as_array().into_iter().flatten().collect();
-    // As kubectl has it: deploy/web, pod/web-1.
-    const KINDS: &[&str] = &["deploy", "deployment", "pod", "po", "sts", "statefulset", "ds", "daemonset", "job"];
     let (namespace, name) = match wanted.split_once('/') {
         Some((kind, name)) if KINDS.contains(&kind) => (None, name),
         Some((namespace, name)) => (Some(namespace), name),
@@ -41,11 +42,10 @@ pub fn pods<'s>(status: &'s Value, wanted: &str) -> Result<Vec<&'s Value>> {
     }
     if found.is_empty() {
         let mut names: Vec<&str> = all.iter().filter_map(|p| p["workload"].as_str()).collect();
+        names.sort_unstable();
         names.dedup();
-        return Err(Error::new(
-            format!("no pod or workload {wanted:?} in this lab"),
-            format!("one of {}", names.join(", ")),
-        ));
+        let hint = if names.is_empty() { "-n NAMESPACE".into() } else { format!("one of {}", names.join(", ")) };
+        return Err(Error::new(format!("no pod or workload {wanted:?} in {place}"), hint));
     }
     Ok(found)
 }
@@ -65,7 +65,7 @@ pub fn logs(lab: Option<&str>, wanted: &str, container: Option<&str>, follow: bo
     if wanted == "control" && status["mesh"] == true {
         files.push(("control".into(), lab.logs().join("control.log"), 0));
     } else {
-        for pod in pods(&status, wanted)? {
+        for pod in pods(&status, wanted, "this lab")? {
             let names = pod["containers"].as_array().into_iter().flatten().filter_map(Value::as_str);
             let chosen: Vec<&str> = match container {
                 Some(name) => vec![name],
@@ -122,7 +122,7 @@ pub fn inside(lab: &Lab, pod: &Value) -> Inside {
 pub fn exec(lab: Option<&str>, wanted: &str, container: Option<&str>, command: &[String]) -> Result<ExitCode> {
     let lab = Lab::find(lab)?;
     let status = lab.status()?;
-    let found = pods(&status, wanted)?;
+    let found = pods(&status, wanted, "this lab")?;
     let pod = found.iter().find(|p| p["ready"] == true).or(found.first()).copied().unwrap_or(&Value::Null);
     let mut inside = inside(&lab, pod);
     // In the sidecar's place, traffic is not redirected.

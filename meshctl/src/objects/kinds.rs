@@ -68,8 +68,20 @@ impl Wanted {
     }
 
     pub fn is(&self, object: &Object) -> bool {
-        let kind = object.kind.to_ascii_lowercase();
-        let group = self.group.is_empty() || object.group() == self.group;
+        self.fits(object.group(), &object.kind)
+    }
+
+    pub fn of(object: &Object) -> Self {
+        Self { kind: object.kind.to_ascii_lowercase(), group: object.group().into() }
+    }
+
+    pub fn is_all(&self) -> bool {
+        self.kind.is_empty()
+    }
+
+    pub fn fits(&self, group: &str, kind: &str) -> bool {
+        let kind = kind.to_ascii_lowercase();
+        let group = self.group.is_empty() || group == self.group;
         // What nobody here knows is found by its own name, with or without an s.
         group && (self.kind.is_empty() || kind == self.kind || self.kind.strip_suffix('s') == Some(&*kind))
     }

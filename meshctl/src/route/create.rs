@@ -8,7 +8,6 @@ use crate::edit::value::{int, list, map, put, text};
 use crate::edit::write::{Hand, document};
 use crate::error::{Error, Result};
 use crate::objects::{Draft, Mesh};
-use std::path::Path;
 use weft_policy::doc::Node;
 use weft_policy::id::ServiceId;
 
@@ -39,8 +38,8 @@ pub fn split(
     let backends: Vec<Node> = shares.iter().map(backend).collect::<Result<_>>()?;
     let name = free(draft, id, GATEWAY, "HTTPRoute");
     let route = http_route(&name, id, which.port, map([("backendRefs", list(backends))]));
-    let file = draft.create(&format!("{}-route", id.name), written(&[route]));
-    Ok(vec![created(&format!("httproute/{name}.{}", id.namespace), &file, id)])
+    let place = draft.create(&format!("{}-route", id.name), written(&[route]));
+    Ok(vec![created(&format!("httproute/{name}.{}", id.namespace), &place, id)])
 }
 
 pub fn settings(
@@ -66,8 +65,8 @@ pub fn settings(
         documents.push(traffic_policy(&policy, id, target, &rest)?);
         names.push(format!("trafficpolicy/{policy}.{}", id.namespace));
     }
-    let file = draft.create(&format!("{}-route", id.name), written(&documents));
-    Ok(names.iter().map(|name| created(name, &file, id)).collect())
+    let place = draft.create(&format!("{}-route", id.name), written(&documents));
+    Ok(names.iter().map(|name| created(name, &place, id)).collect())
 }
 
 /// For all of a Service's routes, as far as they say nothing of it themselves.
@@ -76,12 +75,12 @@ pub fn policy(draft: &mut Draft<'_>, id: &ServiceId, settings: &Settings) -> Res
     let name = free(draft, id, "weft.dev", "TrafficPolicy");
     let target = map([("group", text("")), ("kind", text("Service")), ("name", text(&*id.name))]);
     let policy = traffic_policy(&name, id, target, settings)?;
-    let file = draft.create(&format!("{}-policy", id.name), written(&[policy]));
-    Ok(vec![created(&format!("trafficpolicy/{name}.{}", id.namespace), &file, id)])
+    let place = draft.create(&format!("{}-policy", id.name), written(&[policy]));
+    Ok(vec![created(&format!("trafficpolicy/{name}.{}", id.namespace), &place, id)])
 }
 
-fn created(object: &str, file: &Path, id: &ServiceId) -> String {
-    format!("{object} created ({}), for no object of {}'s own says this", file.display(), id.name)
+fn created(object: &str, place: &str, id: &ServiceId) -> String {
+    format!("{object} created{place}, for no object of {}'s own says this", id.name)
 }
 
 fn http_route(name: &str, id: &ServiceId, port: Option<u16>, rule: Node) -> Node {
@@ -125,7 +124,7 @@ fn is_service(draft: &Draft<'_>, id: &ServiceId) -> Result<()> {
     match objects.of("", "Service").any(|o| o.name == *id.name && *o.namespace == *id.namespace) {
         true => Ok(()),
         false => Err(Error::new(
-            format!("{} is no Service of this folder, so no HTTPRoute can be attached to it", id.name),
+            format!("{} is no Service here, so no HTTPRoute can be attached to it", id.name),
             "a VirtualService with this host",
         )),
     }

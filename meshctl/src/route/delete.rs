@@ -4,7 +4,7 @@ use super::mesh::Way;
 use super::show::governors;
 use crate::edit::value;
 use crate::error::{Error, Result};
-use crate::objects::{Store, Writing};
+use crate::objects::{self, Store, Writing};
 use weft_dialects::Object;
 use weft_dialects::builder::service_of;
 use weft_policy::doc::Node;
@@ -35,7 +35,8 @@ pub fn run(store: &Store, typed: (&str, Option<&str>), writing: Writing) -> Resu
             }
             None => {
                 draft.remove(&object)?;
-                done.push(format!("{object} deleted ({})", now.file));
+                let file = if now.file.is_empty() { String::new() } else { format!(" ({})", now.file) };
+                done.push(format!("{object} deleted{file}"));
             }
         }
     }
@@ -46,7 +47,7 @@ pub fn run(store: &Store, typed: (&str, Option<&str>), writing: Writing) -> Resu
     } else {
         let left: Vec<Way<'_>> = (0..after.variants(id).len()).flat_map(|v| after.ways(id, v)).collect();
         done.push(match governors(&left).first() {
-            Some(next) => format!("{}: {} counts now ({}:{})", id.name, next.object, next.file, next.at.line),
+            Some(next) => format!("{}: {} counts now{}", id.name, next.object, objects::after(&next.file, next.at)),
             None => format!("{}: requests go to the Service itself", id.name),
         });
     }

@@ -5,7 +5,7 @@ use super::set::Settings;
 use super::{Which, create, native};
 use crate::edit::value;
 use crate::error::{Error, Result};
-use crate::objects::{Draft, Mesh};
+use crate::objects::{Draft, Mesh, after};
 use serde_json::Value as Json;
 use weft_dialects::Object;
 use weft_dialects::builder::service_of;
@@ -58,7 +58,7 @@ pub fn in_effect(mesh: &Mesh, id: &ServiceId, which: &Which, settings: &Settings
     for (wanted, block, is) in is {
         if wanted.is_some_and(|n| *is != n) {
             let who = mesh.policy_from(id, variant, port, block);
-            let who = who.map(|s| format!(": {} says it, {}:{}", s.object, s.file, s.at.line)).unwrap_or_default();
+            let who = who.map(|s| format!(": {} says it{}", s.object, after(&s.file, s.at))).unwrap_or_default();
             let hint = format!("change that, or see meshctl route show {}", id.name);
             return Err(Error::new(format!("refused, for {block} would not be in effect{who}"), hint));
         }

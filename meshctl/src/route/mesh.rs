@@ -36,10 +36,17 @@ impl Mesh {
         match &found[..] {
             [one] => Ok(one),
             [] => {
+                let elsewhere = self.world.services.keys().find(|id| namespace.is_some() && *id.name == *name);
+                if let (Some(id), Some(namespace)) = (elsewhere, namespace) {
+                    let message = format!("there is no Service {typed} in namespace {namespace}");
+                    return Err(Error::new(message, format!("-n {}", id.namespace)));
+                }
                 let names = || self.world.services.keys().map(|id| &*id.name);
                 let hint = match (nearest(name, names()), all()) {
                     (Some(near), _) => format!("did you mean {near}? meshctl route list shows all"),
-                    (None, all) if all.is_empty() => "a folder with Services: --dir DIR".into(),
+                    (None, all) if all.is_empty() => {
+                        "a folder or a cluster with Services: --dir DIR, --context NAME".into()
+                    }
                     (None, all) if all.len() <= 12 => format!("one of {}", all.join(", ")),
                     _ => "meshctl route list shows all".into(),
                 };

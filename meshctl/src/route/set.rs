@@ -4,7 +4,7 @@ use super::delete::others;
 use super::mesh::Way;
 use super::{Which, create, gateway, istio, limits, linkerd, native, show};
 use crate::error::{Error, Result};
-use crate::objects::{Draft, Mesh, Store, Writing};
+use crate::objects::{Draft, Mesh, Store, Writing, after};
 use clap::Args;
 use serde_json::Value as Json;
 use std::str::FromStr;
@@ -190,7 +190,7 @@ fn set(draft: &mut Draft<'_>, mesh: &Mesh, id: &ServiceId, which: &Which, settin
     match of.iter().find_map(over).or(source.cloned()) {
         Some(source) if has_words(&source) => {
             let object = &source.object;
-            let now = draft.find(object).ok_or_else(|| Error::from(format!("{object} is not in the folder")))?;
+            let now = draft.find(object).ok_or_else(|| Error::from(format!("{object} is not there any more")))?;
             let mut node = now.node.clone();
             match &*object.kind {
                 "VirtualService" => istio::set(&mut node, &source.field, settings),
@@ -239,7 +239,7 @@ fn in_effect(mesh: &Mesh, id: &ServiceId, which: &Which, settings: &Settings) ->
         }
         (_, Some(found)) => found,
     };
-    let who = way.other(field).or(way.from()).map(|s| format!(": {} says it, {}:{}", s.object, s.file, s.at.line));
+    let who = way.other(field).or(way.from()).map(|s| format!(": {} says it{}", s.object, after(&s.file, s.at)));
     let hint = format!("change that, or see meshctl route show {}", id.name);
     Err(Error::new(format!("refused, for {field} would not be in effect{}", who.unwrap_or_default()), hint))
 }

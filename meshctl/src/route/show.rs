@@ -3,7 +3,7 @@
 use super::mesh::Way;
 use crate::edit::{value, write};
 use crate::error::Result;
-use crate::objects::{Mesh, Output, Store};
+use crate::objects::{Mesh, Output, Store, stands};
 use crate::terminal::{Tone, coloured, paint, table};
 use serde_json::{Value as Json, json};
 use weft_dialects::reader::Source;
@@ -55,7 +55,7 @@ fn lines(mesh: &Mesh, ids: &[&ServiceId], wide: bool) -> String {
 
 fn said_by(source: &Source, wide: bool) -> String {
     match wide {
-        true => format!("{} {}:{}", source.object, source.file, source.at.line),
+        true => place(source),
         false => source.object.to_string(),
     }
 }
@@ -178,8 +178,12 @@ fn clients(variant: &Variant) -> String {
     parts.join(" ")
 }
 
+/// An object, and where it stands.
 fn place(source: &Source) -> String {
-    format!("{} {}:{}", source.object, source.file, source.at.line)
+    match stands(&source.file, source.at) {
+        Some(stands) => format!("{} {stands}", source.object),
+        None => source.object.to_string(),
+    }
 }
 
 fn row(way: &Way<'_>, wide: bool) -> Vec<(String, Tone)> {

@@ -60,7 +60,7 @@ pub fn run(
             let mut ports: Vec<u16> = of.iter().map(|w| w.port).collect();
             ports.dedup();
             let object = &source.object;
-            let now = draft.find(object).ok_or_else(|| Error::from(format!("{object} is not in the folder")))?;
+            let now = draft.find(object).ok_or_else(|| Error::from(format!("{object} is not there any more")))?;
             let context = Context { mesh, service: id, namespace: &object.namespace, ports };
             let mut node = now.node.clone();
             edit(&mut node, object, &source.field, shares, &context)?;

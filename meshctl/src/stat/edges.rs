@@ -26,6 +26,8 @@ struct Key {
     route: String,
     mtls: bool,
     inbound: bool,
+    /// Which replica of the control plane has added it up: one that begins anew has nothing to do with the others.
+    replica: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,7 +82,7 @@ impl Counts {
     }
 }
 
-/// The control plane's `/edges` at one moment.
+/// `/edges` of every replica of the control plane at one moment.
 pub struct Snapshot {
     at: Instant,
     edges: BTreeMap<Key, Counts>,
@@ -88,8 +90,14 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub fn of(document: &Value) -> Self {
+        Self::of_all(&[(String::new(), document.clone())])
+    }
+
+    /// Each with the replica's name.
+    pub fn of_all(documents: &[(String, Value)]) -> Self {
         let mut edges: BTreeMap<Key, Counts> = BTreeMap::new();
-        for edge in document["edges"].as_array().into_iter().flatten() {
+        let all = documents.iter().flat_map(|(r, d)| d["edges"].as_array().into_iter().flatten().map(move |e| (r, e)));
+        for (replica, edge) in all {
             let text = |field: &str| edge[field].as_str().unwrap_or_default().to_string();
             let end = |of: &str| End {
                 workload: text(of),
@@ -104,6 +112,7 @@ impl Snapshot {
                 route: text("route"),
                 mtls: edge["mtls"] == true,
                 inbound: edge["inbound"] == true,
+                replica: replica.clone(),
             };
             let counts = Counts {
                 requests: number("requests"),
@@ -166,7 +175,7 @@ impl History {
         let (Some(before), Some(after)) = (self.looks.front(), self.looks.back()) else { return Vec::new() };
         let mut rows: BTreeMap<Key, (Counts, Counts)> = BTreeMap::new();
         for (key, total) in after.heard().filter(|(key, _)| wanted.fits(key)) {
-            let mut merged = key.clone();
+            let mut merged = Key { replica: String::new(), ..key.clone() };
             if coarse {
                 merged.route.clear();
                 if !key.to.workload.is_empty() {
@@ -179,7 +188,7 @@ impl History {
         }
         let seconds = self.seconds();
         let row = |(key, (now, total))| {
-            let Key { from, to, service, route, mtls, inbound } = key;
+            let Key { from, to, service, route, mtls, inbound, .. } = key;
             Row { from, to, service, route, mtls, inbound, now, total, seconds }
         };
         let mut rows: Vec<Row> = rows.into_iter().map(row).collect();

@@ -12,6 +12,8 @@ pub enum Door {
     Public,
     /// The pod's address, the status port: the same with the app's, and the end of the sidecar for those in the pod.
     Status,
+    /// The pod's address, Linkerd's port: readiness and metrics by their names there, and the end for those in the pod.
+    Linkerd,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +53,10 @@ pub const PATHS: &[(&str, Path, &str, bool, bool)] = &[
     ("/drain", Path::Drain, "POST: stop taking connections, finish what is in flight", false, true),
     ("/drain_listeners", Path::Drain, "the same", false, true),
     ("/quitquitquit", Path::Quit, "POST: drain, then exit", false, true),
+    ("/shutdown", Path::Quit, "the same, by Linkerd's name", false, true),
 ];
+
+const LINKERD: &[&str] = &["/metrics", "/ready", "/live", "/shutdown"];
 
 /// What to do, or the status and sentence that refuse it.
 pub fn admit(
@@ -63,9 +68,15 @@ pub fn admit(
     headers: &HeaderMap,
 ) -> Result<Path, (StatusCode, &'static str)> {
     let known = PATHS.iter().find(|(name, _, _, public, changes)| {
-        *name == path && (door == Door::Admin || *public || (door == Door::Status && *changes))
+        let opens = match door {
+            Door::Admin => true,
+            Door::Public => *public,
+            Door::Status => *public || *changes,
+            Door::Linkerd => LINKERD.contains(name),
+        };
+        *name == path && opens
     });
-    let trusted = door == Door::Admin || (door == Door::Status && known.is_some_and(|(.., changes)| *changes));
+    let trusted = door == Door::Admin || known.is_some_and(|(.., changes)| *changes);
     if trusted && !host_is_ours(headers, bound) {
         return Err((StatusCode::MISDIRECTED_REQUEST, "the Host is not this machine's\n"));
     }
@@ -128,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_table() {
-        use Door::{Admin, Public, Status};
+        use Door::{Admin, Linkerd, Public, Status};
         let local: &[(&'static str, &str)] = &[("host", "localhost:15000")];
         let table: &[(Door, &str, &str, &str, &[(&'static str, &str)], u16)] = &[
             (Admin, "127.0.0.1", "GET", "/stats", local, 200),
@@ -178,6 +189,14 @@ mod tests {
             (Status, "10.0.0.9", "POST", "/quitquitquit", &[("host", "10.0.0.5")], 403),
             (Status, "127.0.0.1", "POST", "/quitquitquit", &[("host", "evil.example")], 421),
             (Status, "127.0.0.1", "POST", "/drain", &[("host", "localhost"), ("origin", "http://evil")], 403),
+            (Linkerd, "10.0.0.9", "GET", "/ready", &[("host", "anything")], 200),
+            (Linkerd, "10.0.0.9", "GET", "/live", &[], 200),
+            (Linkerd, "10.0.0.9", "GET", "/metrics", &[], 200),
+            (Linkerd, "10.0.0.9", "GET", "/stats", &[], 404),
+            (Linkerd, "127.0.0.1", "POST", "/quitquitquit", local, 404),
+            (Linkerd, "127.0.0.1", "POST", "/shutdown", local, 200),
+            (Linkerd, "127.0.0.1", "GET", "/shutdown", local, 405),
+            (Linkerd, "10.0.0.9", "POST", "/shutdown", &[("host", "10.0.0.5")], 403),
         ];
         for (door, peer, method, path, headers, status) in table {
             assert_eq!(ask(*door, peer, method, path, headers), *status, "{door:?} {peer} {method} {path} {headers:?}");

@@ -45,6 +45,11 @@ pub async fn serve_status(listener: TcpListener, state: Arc<AdminState>, app: Ar
     accept(listener, state, Door::Status, Some(app)).await;
 }
 
+/// Serves what Linkerd's port 4191 does for tools and probes; for the pod's address.
+pub async fn serve_linkerd(listener: TcpListener, state: Arc<AdminState>) {
+    accept(listener, state, Door::Linkerd, None).await;
+}
+
 async fn accept(listener: TcpListener, state: Arc<AdminState>, door: Door, app: Option<Arc<App>>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -100,6 +105,9 @@ async fn answer(
     }
     let admitted = rules::admit(door, peer.ip(), bound, request.method(), path, request.headers());
     let mut response = match admitted {
+        Ok(Path::Ready) if door == Door::Linkerd && state.proxy.state() == State::Live => {
+            plain(StatusCode::OK, "ready\n")
+        }
         Ok(what) => match state.questions.try_acquire() {
             Ok(_room) => match (page(what, request, state).await, app) {
                 (ours, Some(app)) if what == Path::Metrics => with_theirs(ours, app, bound).await,

@@ -34,6 +34,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
+use weft_policy::id::TrustDomain;
 use weft_tls::Live;
 
 /// Of one message; a document has at most `yaml::MAX_BYTES`.
@@ -51,6 +52,8 @@ pub struct Options {
     pub state: PathBuf,
     /// All that the workload may see, rather than what it calls.
     pub everything: bool,
+    /// What our identity has to be of.
+    pub trust_domain: Option<TrustDomain>,
 }
 
 /// A configuration to be put into force.

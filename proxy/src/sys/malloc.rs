@@ -9,9 +9,11 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// A few arenas are enough: workers are few and allocate mostly from their thread caches.
 /// Caches hold what a busy turn's requests give back, or each turn would go to the arena for it, and are looked through seldom.
 /// They hold the buffers of bulk data too: the same memory again is still in the processor's caches (15 % less CPU per byte).
-const SETTINGS: &[u8; 144] =
+/// What is made per connection shares runs of 14 pages. With the usual ones, of a piece or two, the allocator's own books on ten
+/// thousand connections keep two megabytes for good.
+const SETTINGS: &[u8; 169] =
     b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:4,tcache_max:262144,\
-tcache_nslots_small_min:64,tcache_gc_incr_bytes:1048576\0";
+tcache_nslots_small_min:64,tcache_gc_incr_bytes:1048576,slab_sizes:4096-14336:14\0";
 
 /// Read by jemalloc before `main`: a pointer to a C string, which `&'static` has the shape of.
 ///
@@ -31,6 +33,16 @@ pub fn empty_cache() {
     unsafe {
         let nothing = std::ptr::null_mut::<std::ffi::c_void>();
         tikv_jemalloc_sys::mallctl(c"thread.tcache.flush".as_ptr(), nothing, std::ptr::null_mut(), nothing, 0);
+    }
+}
+
+/// Gives freed pages whose second is over back to the system, in all arenas. jemalloc's own thread sleeps on while an arena has
+/// less than four megabytes of them.
+pub fn give_back() {
+    // Safety: the name (4096: all arenas) is documented to take and give no value, and ends with a zero byte.
+    unsafe {
+        let nothing = std::ptr::null_mut::<std::ffi::c_void>();
+        tikv_jemalloc_sys::mallctl(c"arena.4096.decay".as_ptr(), nothing, std::ptr::null_mut(), nothing, 0);
     }
 }
 

@@ -26,7 +26,7 @@ pub struct Image {
 enum Entry {
     Folder(u32),
     Program(PathBuf),
-    Text(Vec<u8>),
+    Text(Vec<u8>, u32),
     Link(String),
 }
 
@@ -72,7 +72,12 @@ impl Image {
     }
 
     pub fn text(self, path: &str, text: impl Into<Vec<u8>>) -> Self {
-        self.entry(path, Entry::Text(text.into()))
+        self.entry(path, Entry::Text(text.into(), 0o644))
+    }
+
+    /// A text that runs.
+    pub fn script(self, path: &str, text: impl Into<Vec<u8>>) -> Self {
+        self.entry(path, Entry::Text(text.into(), 0o755))
     }
 
     pub fn link(self, path: &str, to: &str) -> Self {
@@ -155,8 +160,8 @@ impl Image {
             match entry {
                 Entry::Folder(mode) => header(out, &format!("{path}/"), '5', *mode, 0, "")?,
                 Entry::Link(to) => header(out, path, '2', 0o777, 0, to)?,
-                Entry::Text(text) => {
-                    header(out, path, '0', 0o644, text.len() as u64, "")?;
+                Entry::Text(text, mode) => {
+                    header(out, path, '0', *mode, text.len() as u64, "")?;
                     out.write_all(text)?;
                     pad(out, text.len() as u64)?;
                 }

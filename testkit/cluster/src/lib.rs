@@ -10,7 +10,9 @@
 
 mod cgroup;
 mod error;
+mod example_images;
 pub mod image;
+mod mesh_images;
 mod node;
 mod own_images;
 mod parts;
@@ -24,7 +26,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub use error::{Error, Result};
+pub use example_images::example_images;
 pub use image::Image;
+pub use mesh_images::mesh_images;
 pub use place::{Place, State};
 
 use error::During;

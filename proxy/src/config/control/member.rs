@@ -22,7 +22,7 @@ use weft_tls::{Identity, Live, Material, Request, TrustBundle};
 /// A CA that signs slowly has a queue; one that says nothing at all is not there.
 const SIGN: Duration = Duration::from_secs(30);
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(150));
-/// A token is short.
+/// A token is short: a join token has 64 bytes, a ServiceAccount's up to 4 KiB.
 const MAX_TOKEN: u64 = 64 << 10;
 
 pub struct Member {
@@ -49,7 +49,11 @@ impl Member {
             if ended {
                 tracing::warn!(folder = %folder.path().display(), "the identity kept there has expired; joining anew");
             }
-            !ended
+            let other = options.other_domain(&kept.identity);
+            if let Some(why) = &other {
+                tracing::warn!(folder = %folder.path().display(), why, "the identity kept there is of another mesh; joining anew");
+            }
+            !ended && other.is_none()
         });
         let signed = match kept {
             Some(kept) => Signed { renew_after: half(&kept.identity, now), kept },
@@ -197,6 +201,9 @@ async fn sign(options: &Options, own: Option<&Material>, join_token: String) -> 
     if identity.spiffe().is_none() {
         return Err(wrong("it names no SPIFFE id".into()));
     }
+    if let Some(why) = options.other_domain(&identity) {
+        return Err(wrong(why));
+    }
     if left(&identity).is_zero() {
         return Err(wrong("it has expired; are the clocks right?".into()));
     }
@@ -246,6 +253,18 @@ fn half(identity: &Identity, now: SystemTime) -> Duration {
 }
 
 impl Options {
+    /// Why an identity is not one of the mesh that we were told we are in.
+    fn other_domain(&self, identity: &Identity) -> Option<String> {
+        let told = self.trust_domain.as_ref()?;
+        let got = identity.spiffe()?.trust_domain();
+        (got != told).then(|| {
+            format!(
+                "it is of trust domain {got}, and this sidecar is told {told} (--trust-domain, WEFT_TRUST_DOMAIN): \
+                 injector and control plane have to be set to the same one, and the pod made anew"
+            )
+        })
+    }
+
     fn token(&self) -> Result<String, String> {
         use std::io::Read;
         let mut text = String::new();
