@@ -218,7 +218,10 @@ mod tests {
         let objects = Arc::new(Objects(objects.into_iter().map(Arc::new).collect()));
         let (world, ledger) = translation()(&objects);
         let view = View::new(&world, &Value::Null, &View::default());
-        (Found { objects, generation: 1, ..Found::default() }, Current { view, ledger, generation: 1 })
+        (
+            Found { objects: objects.clone(), generation: 1, ..Found::default() },
+            Current { view, ledger, objects, generation: 1 },
+        )
     }
 
     fn ask(kind: &str, object: Value) -> Request {
