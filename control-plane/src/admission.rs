@@ -168,8 +168,7 @@ fn answer(object: &ObjectRef, new: &Ledger, old: &Ledger, withheld: Vec<String>)
     };
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     for finding in new.findings.iter().filter(|f| f.object == *object) {
-        let missing =
-            finding.reference.is_some_and(|r| MISSING.contains(&r)) || finding.message.starts_with(ABSENT);
+        let missing = finding.reference.is_some_and(|r| MISSING.contains(&r)) || finding.message.starts_with(ABSENT);
         match finding.severity {
             Severity::Error if !missing && !was(finding) => errors.push(line(finding)),
             _ => warnings.push(line(finding)),
@@ -219,7 +218,10 @@ mod tests {
         let objects = Arc::new(Objects(objects.into_iter().map(Arc::new).collect()));
         let (world, ledger) = translation()(&objects);
         let view = View::new(&world, &Value::Null, &View::default());
-        (Found { objects, generation: 1, ..Found::default() }, Current { view, ledger, generation: 1 })
+        (
+            Found { objects: objects.clone(), generation: 1, ..Found::default() },
+            Current { view, ledger, objects, generation: 1 },
+        )
     }
 
     fn ask(kind: &str, object: Value) -> Request {
@@ -238,7 +240,8 @@ mod tests {
     #[test]
     fn mistakes_are_refused_and_what_is_missing_is_not() {
         let (found, current) = world(WEB);
-        let judged = |http: Value| judge(&ask("VirtualService", virtual_service(http)), &found, &current, &translation());
+        let judged =
+            |http: Value| judge(&ask("VirtualService", virtual_service(http)), &found, &current, &translation());
         let to = |subset: Value| json!({"route": [{"destination": {"host": "web", "subset": subset}}]});
         assert_eq!(judged(json!({"route": [{"destination": {"host": "web"}}]})).denied, None);
         let missing = judged(to(json!("v2")));
@@ -258,7 +261,8 @@ mod tests {
 
     #[test]
     fn what_the_author_says() {
-        let of = |metadata: Value, status: Value| intent(&json!({"spec": {"a": 1}, "metadata": metadata, "status": status}));
+        let of =
+            |metadata: Value, status: Value| intent(&json!({"spec": {"a": 1}, "metadata": metadata, "status": status}));
         let one = of(json!({"resourceVersion": "1", "annotations": {NOTES[0]: "x"}}), json!({"ready": true}));
         assert_eq!(one, of(json!({"resourceVersion": "2", "finalizers": ["f"]}), json!(null)));
         assert_ne!(one, of(json!({"annotations": {"retry.linkerd.io/http": "5xx"}}), json!(null)));
@@ -266,7 +270,8 @@ mod tests {
 
     #[test]
     fn what_is_judged() {
-        for group in ["networking.istio.io", "security.istio.io", "gateway.networking.k8s.io", "linkerd.io", "weft.dev"] {
+        for group in ["networking.istio.io", "security.istio.io", "gateway.networking.k8s.io", "linkerd.io", "weft.dev"]
+        {
             assert!(configures(group), "{group}");
         }
         for group in ["", "apps", "discovery.k8s.io", "example.org"] {

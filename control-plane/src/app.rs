@@ -210,7 +210,8 @@ fn run(serve: &Serve) -> ExitCode {
         Err(error) => return wrong(&StartError::Io { what: "runtime".into(), why: error }),
     };
     let served = runtime.block_on(async {
-        let filter = EnvFilter::try_new(&serve.log).map_err(|e| StartError::Log(e.to_string()))?;
+        // While the API server is away its client says so with every call; we say so once.
+        let filter = EnvFilter::try_new(format!("kube_client=off,{}", serve.log)).map_err(|e| StartError::Log(e.to_string()))?;
         // Log lines are not what was asked for, so they stay off standard output.
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
         let signals = |kind| signal(kind).map_err(|why| StartError::Io { what: "signals".into(), why });

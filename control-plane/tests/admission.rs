@@ -142,7 +142,9 @@ fn kubectl_apply_is_told() {
         String::from_utf8_lossy(&page.stdout).contains("soon")
     });
     rig.cluster.apply(CONFIGURATION).unwrap();
-    until("it is asked again", || rig.apply(&route(json!({"timeout": "sooner"})), true).is_err_and(|e| e.contains("denied")));
+    until("it is asked again", || {
+        rig.apply(&route(json!({"timeout": "sooner"})), true).is_err_and(|e| e.contains("denied"))
+    });
     let told = rig.apply(&route(json!({"timeout": "soon", "retries": {"attempts": 1}})), false).unwrap();
     assert!(told.contains("Warning: ") && told.contains("soon"), "{told}");
     rig.apply(&route(json!({"timeout": "2s"})), false).unwrap();

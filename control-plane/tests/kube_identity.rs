@@ -430,7 +430,7 @@ fn a_given_authority(cluster: &Cluster) {
     let cert = params.self_signed(&key).unwrap().pem();
     let files = TempDir::new();
     files.write("tls.crt", &cert);
-    files.write("tls.key", &key.serialize_pem());
+    files.write("tls.key", key.serialize_pem());
     let at = |name: &str| files.join(name).display().to_string();
     let made = format!("create secret tls weft-ca -n given --cert {} --key {}", at("tls.crt"), at("tls.key"));
     kubectl(cluster, &made);

@@ -1,10 +1,9 @@
 //! The whole mesh in a real Kubernetes, as its users have it: installed by `meshctl install`, sidecars injected by the webhook,
 //! asked with `kubectl`. A cluster costs 15 seconds and a gigabyte, so all tests share one and run one after the other.
 //!
-//! `images.rs` has the images, `mesh.rs` the cluster with the mesh in it, `process.rs` what runs in pods; `run.rs` runs tests and tells of them as `cargo test`
+//! `mesh.rs` has the cluster with the mesh in it, `process.rs` what runs in pods; `run.rs` runs tests and tells of them as `cargo test`
 //! does.
 
-pub mod images;
 pub mod mesh;
 pub mod process;
 pub mod run;

@@ -1,6 +1,6 @@
 //! A cluster with the mesh in it.
 
-use crate::{Result, images};
+use crate::Result;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -28,7 +28,7 @@ impl Mesh {
     pub fn bare() -> Result<Self> {
         let programs = built()?;
         let mut all = weft_cluster::mesh_images(&programs)?;
-        all.extend(images::examples(&programs)?);
+        all.extend(weft_cluster::example_images(&programs)?);
         let cluster = Cluster::start(Options { images: all, ..Options::default() })?;
         Ok(Self { cluster, programs })
     }

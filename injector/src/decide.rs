@@ -24,7 +24,10 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Inject { dialect: Dialect, why: String },
+    Inject {
+        dialect: Dialect,
+        why: String,
+    },
     Skip(String),
     /// Somebody asks for a sidecar, and the pod cannot have one.
     Cannot {

@@ -113,12 +113,7 @@ pub fn inject(settings: &Settings, request: &Request<'_>) -> Option<Verdict> {
     Some(Verdict { outcome, warnings: warnings.0, unmet })
 }
 
-fn outcome(
-    settings: &Settings,
-    request: &Request<'_>,
-    warnings: &mut Warnings,
-    unmet: &mut Option<String>,
-) -> Outcome {
+fn outcome(settings: &Settings, request: &Request<'_>, warnings: &mut Warnings, unmet: &mut Option<String>) -> Outcome {
     if let Err(why) = shape::check(request.object) {
         return Outcome::Refused(why);
     }

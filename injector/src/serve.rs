@@ -198,7 +198,8 @@ impl status::Told for Injector {
 
     fn metrics(&self) -> String {
         let mut out = self.figures.text("weft_injector");
-        out += "# HELP weft_injector_pods_total Pods, by what became of them.\n# TYPE weft_injector_pods_total counter\n";
+        out +=
+            "# HELP weft_injector_pods_total Pods, by what became of them.\n# TYPE weft_injector_pods_total counter\n";
         for (word, n) in OUTCOMES.iter().zip(self.outcomes.iter()) {
             out += &format!("weft_injector_pods_total{{outcome=\"{word}\"}} {}\n", n.load(Ordering::Relaxed));
         }

@@ -2,7 +2,7 @@
 //!
 //! One file for each of these questions, in `check/`; each check is a function that says what it found and what helps.
 
-mod mesh;
+pub mod mesh;
 mod pre;
 mod proxy;
 

@@ -8,6 +8,7 @@ pub mod server;
 mod template;
 pub mod values;
 
+use crate::check::mesh;
 use crate::edit::{value, write};
 use crate::error::{During, Error, Result};
 use crate::objects::diff;
@@ -315,6 +316,11 @@ impl Plan {
             })
             .await?;
             done(&format!("{} is ready ({:.0} s)", shown(object), begun.elapsed().as_secs_f32()));
+        }
+        // Whoever labels a namespace next must not find the webhook on its way still: its pods would come without a sidecar.
+        if self.objects.iter().any(|o| o["kind"] == "MutatingWebhookConfiguration") {
+            wait(end, "sidecars for pods:", async || Ok(mesh::tried(server).await)).await?;
+            done("pods that ask for a sidecar get one");
         }
         Ok(())
     }

@@ -29,7 +29,10 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("h2", &["weft-proxy", "weft-testkit"]),
     ("tonic", &["weft-proto", "weft-proxy", "weft-control", "meshctl", "weft-testkit"]),
     ("rustls", &["weft-tls", "weft-proxy", "weft-control", "weft-testkit", "weft-kubernetes"]),
-    ("rcgen", &["weft-tls", "weft-control", "weft-sample", "weft-testkit", "weft-cluster", "weft-kubernetes", "weft-e2e"]),
+    (
+        "rcgen",
+        &["weft-tls", "weft-control", "weft-sample", "weft-testkit", "weft-cluster", "weft-kubernetes", "weft-e2e"],
+    ),
     ("kube", &["weft-kubernetes", "weft-control", "weft-injector", "meshctl"]),
 ];
 

@@ -103,6 +103,9 @@ spec:
       - name: local
         image: busybox:1
         command: [sh, -c, "mkdir -p /tmp/w; echo on loopback > /tmp/w/index.html; exec httpd -f -p 127.0.0.1:8081 -h /tmp/w"]
+      - name: six
+        image: busybox:1
+        command: [sh, -c, "mkdir -p /tmp/w; echo on IPv6 > /tmp/w/index.html; exec httpd -f -p '[::1]:8083' -h /tmp/w"]
       - name: own
         image: busybox:1
         env: [{name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]
@@ -199,7 +202,9 @@ pub fn every_protocol(mesh: &mut Mesh) -> Result {
 pub fn calls_itself(mesh: &mut Mesh) -> Result {
     answers(mesh, "deploy/echo -c app", "http://echo:8080/", "echo")?;
     answers(mesh, "deploy/echo -c app", "http://localhost:8080/", "echo")?;
-    answers(mesh, "deploy/echo -c app", "http://[::1]:8080/", "echo")
+    let six = mesh.exec(NS, "deploy/narrow -c six", &["timeout", "5", "wget", "-qO-", "http://[::1]:8083/"])?;
+    ensure!(six.contains("on IPv6"), "{six}");
+    Ok(())
 }
 
 pub fn peers_by_name(mesh: &mut Mesh) -> Result {

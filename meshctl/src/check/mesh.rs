@@ -14,7 +14,7 @@ const CONFIG_MAP: Kind = Kind("v1", "ConfigMap");
 /// As long as a root should be good for when it is looked at.
 const ROOT_DAYS: i64 = 30;
 
-pub async fn all(server: &Server) -> Vec<Finding> {
+pub(super) async fn all(server: &Server) -> Vec<Finding> {
     let what = "the mesh is installed";
     match server.get(DEPLOYMENT, Some(NAMESPACE), "weft-control").await {
         Ok(Some(_)) => {}
@@ -99,8 +99,14 @@ async fn bundle(server: &Server, kind: Kind, name: &str) -> Result<Finding> {
     Ok(Finding::unless(found, &what, State::Broken, hint))
 }
 
-/// A pod that is only tried goes the way of all pods.
 async fn injects(server: &Server) -> Result<Finding> {
+    let hint = "kubectl -n weft-system logs deploy/weft-injector; kubectl get mutatingwebhookconfigurations";
+    let what = "a pod that asks for a sidecar gets one";
+    Ok(Finding::unless(tried(server).await.err().into_iter().collect(), what, State::Broken, hint))
+}
+
+/// A pod that is only tried goes the way of all pods; why it has no sidecar.
+pub async fn tried(server: &Server) -> std::result::Result<(), String> {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -109,14 +115,11 @@ async fn injects(server: &Server) -> Result<Finding> {
         },
         "spec": {"containers": [{"name": "app", "image": "weft/check:1"}]},
     });
-    let hint = "kubectl -n weft-system logs deploy/weft-injector; kubectl get mutatingwebhookconfigurations";
-    let what = "a pod that asks for a sidecar gets one";
-    let found = match server.apply(&pod, true).await {
-        Ok(tried) if super::proxy::sidecar(&tried).is_some() => Vec::new(),
-        Ok(_) => vec!["a pod was tried in namespace default, and none was put in".into()],
-        Err(error) => vec![error.to_string()],
-    };
-    Ok(Finding::unless(found, what, State::Broken, hint))
+    match server.apply(&pod, true).await {
+        Ok(tried) if super::proxy::sidecar(&tried).is_some() => Ok(()),
+        Ok(_) => Err("a pod was tried in namespace default, and none was put in".into()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 async fn ca(server: &Server) -> Result<Finding> {

@@ -10,6 +10,7 @@
 
 mod cgroup;
 mod error;
+mod example_images;
 pub mod image;
 mod mesh_images;
 mod node;
@@ -25,6 +26,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub use error::{Error, Result};
+pub use example_images::example_images;
 pub use image::Image;
 pub use mesh_images::mesh_images;
 pub use place::{Place, State};

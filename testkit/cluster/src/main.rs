@@ -1,7 +1,7 @@
 //! `weft-cluster`: a Kubernetes to play with.
 
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Parser, Subcommand};
@@ -68,6 +68,12 @@ enum Verb {
         #[arg(required = true)]
         images: Vec<String>,
     },
+    /// Give the cluster the mesh's images, and those of the examples, of programs that cargo has built
+    Mesh {
+        /// Where they are; the folder that this program was built into if not given
+        #[arg(long, value_name = "DIR")]
+        programs: Option<PathBuf>,
+    },
     /// Show the end of a part's log
     Logs {
         #[arg(default_value = "kubelet")]
@@ -111,10 +117,22 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             return Err(replace(cluster.command(program).args(args)));
         }
         Verb::Import { images } => import(&Cluster::open(&cli.name)?, images)?,
+        Verb::Mesh { programs } => mesh(&Cluster::open(&cli.name)?, programs.as_deref())?,
         Verb::Logs { part, lines } => logs(&cli.name, part, *lines)?,
         Verb::Build => println!("{}", weft_cluster::programs()?.display()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn mesh(cluster: &Cluster, programs: Option<&Path>) -> Result<()> {
+    let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
+    let programs = programs.map(Path::to_path_buf).or(own).unwrap_or_default();
+    for image in weft_cluster::mesh_images(&programs)?.iter().chain(&weft_cluster::example_images(&programs)?) {
+        cluster.import(image)?;
+        println!("{}", image.name());
+    }
+    println!("next: weft-cluster shell, and there {}/meshctl install -y", programs.display());
+    Ok(())
 }
 
 fn up(name: &str, keep: bool) -> Result<()> {

@@ -22,6 +22,8 @@ const MAX_PAGE: usize = 64 << 20;
 /// etcd takes 1.5 MiB; JSON may be some of that longer.
 const MAX_EVENT: usize = 16 << 20;
 const ANSWER: Duration = Duration::from_secs(30);
+/// Until we look whether a version that we like better is served too: those of a new kind come one after another.
+const BETTER: Duration = Duration::from_secs(3);
 /// So long is a watch kept open. A connection that died without a word is noticed a little later.
 const WATCH: Duration = Duration::from_secs(180);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -53,6 +55,8 @@ pub struct Subject {
 }
 
 enum Trouble {
+    /// A version that we like better is served.
+    Better,
     /// The place in the history is no longer known.
     Expired,
     Absent,
@@ -97,6 +101,7 @@ impl<I: Copy + Send> Feed<I> {
             };
             let mut most = LONGEST_WAIT;
             match trouble {
+                Trouble::Better => continue,
                 Trouble::Expired => tracing::info!(kind = name, version, "the watch is too old, listing again"),
                 // A kind that was just defined is served a moment later, and an API server that has just begun allows later what it
                 // denies now; nobody who waits for longer is in a hurry.
@@ -117,11 +122,22 @@ impl<I: Copy + Send> Feed<I> {
     /// Watches from a place, as often as it takes, until that cannot go on.
     async fn stay(&self, version: &'static str, mut place: String, waits: &mut Waits) -> Result<Trouble, Unheard> {
         let name = self.subject.kind.plural();
+        let mut open = if self.better(version).is_empty() { WATCH } else { BETTER };
         loop {
             let begun = Instant::now();
-            match self.watch(version, &mut place, waits).await? {
-                Ok(()) if begun.elapsed() > FIRST_WAIT => {}
-                Ok(()) => tokio::time::sleep(FIRST_WAIT).await,
+            match self.watch(version, &mut place, open, waits).await? {
+                Ok(()) => {
+                    for better in self.better(version) {
+                        if self.get(better, "limit=1").await.is_ok() {
+                            return Ok(Trouble::Better);
+                        }
+                    }
+                    open = WATCH;
+                    // One that ends at once must not begin at once.
+                    if begun.elapsed() < FIRST_WAIT {
+                        tokio::time::sleep(FIRST_WAIT).await;
+                    }
+                }
                 Err(Trouble::Away(why)) => {
                     waits.begun(&name, &why);
                     tokio::time::sleep(waits.next(LONGEST_WAIT)).await;
@@ -129,6 +145,12 @@ impl<I: Copy + Send> Feed<I> {
                 Err(trouble) => return Ok(trouble),
             }
         }
+    }
+
+    /// Versions that we would rather have.
+    fn better(&self, version: &str) -> &'static [&'static str] {
+        let all = self.subject.kind.versions;
+        all.iter().position(|v| *v == version).map_or(&[], |at| &all[..at])
     }
 
     /// The objects in the first of its versions that is served, and the place in the history they are from.
@@ -174,9 +196,10 @@ impl<I: Copy + Send> Feed<I> {
         &self,
         version: &str,
         place: &mut String,
+        open: Duration,
         waits: &mut Waits,
     ) -> Result<Result<(), Trouble>, Unheard> {
-        let seconds = (WATCH.as_secs_f64() * (0.5 + 0.5 * chance())) as u64;
+        let seconds = (open.as_secs_f64() * (0.5 + 0.5 * chance())).ceil() as u64;
         let query = format!("watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&resourceVersion={place}");
         let body = match self.get(version, &query).await {
             Ok(body) => body,

@@ -1,8 +1,9 @@
 //! The images of the examples: the sample app and this machine's busybox and curl, under the names that manifests use.
 
-use crate::Result;
 use std::path::Path;
-use weft_cluster::Image;
+
+use crate::error::{During, Result};
+use crate::image::Image;
 
 /// `http-echo` has its flags with one dash, and the sample app's text and port are the same thing.
 const HTTP_ECHO: &str = r#"#!/bin/sh
@@ -26,12 +27,15 @@ exec mesh-sample "$@"
 "#;
 
 /// `programs` is where ours are built.
-pub fn examples(programs: &Path) -> Result<Vec<Image>> {
+pub fn example_images(programs: &Path) -> Result<Vec<Image>> {
     let with_tools = |name: &str| -> Result<Image> {
         let image = Image::new(name)
-            .linked_program("usr/bin/mesh-sample", &programs.join("mesh-sample"))?
-            .linked_program("usr/bin/curl", Path::new("/usr/bin/curl"))?
-            .linked_program("bin/busybox", Path::new("/usr/bin/busybox"))?
+            .linked_program("usr/bin/mesh-sample", &programs.join("mesh-sample"))
+            .during("image")?
+            .linked_program("usr/bin/curl", Path::new("/usr/bin/curl"))
+            .during("image")?
+            .linked_program("bin/busybox", Path::new("/usr/bin/busybox"))
+            .during("image")?
             .text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
             .text("etc/nsswitch.conf", "hosts: files dns\n")
             .folder("tmp", 0o1777);
