@@ -89,7 +89,8 @@ pub fn translation(serve: &Serve) -> Translate {
     let sampling_per_10k = (serve.sampling * 100.0).round() as u32;
     let tracing = Tracing { otlp: serve.otlp.clone(), sampling_per_10k, ..Tracing::default() };
     let trust_domain = serve.trust_domain.to_string();
-    let options = Options { trust_domain, mesh_ranges, tracing, ..Options::default() };
+    let access_log = serve.access_log.clone();
+    let options = Options { trust_domain, mesh_ranges, tracing, access_log, ..Options::default() };
     Arc::new(move |objects| weft_dialects::translate(objects, &options))
 }
 

@@ -87,6 +87,10 @@ pub struct Serve {
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent)]
     pub sampling: f64,
 
+    /// How sidecars write down the requests they carry, on their standard output
+    #[arg(long, value_name = "FORMAT", default_value = "json", value_parser = ["off", "json", "text"])]
+    pub access_log: String,
+
     /// What is logged: error, warn, info, debug, trace, or by module as in `info,weft_control::push=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: String,

@@ -44,6 +44,8 @@ pub struct Options {
     pub mesh_ranges: Vec<String>,
     /// Where sidecars send spans, and of how many requests.
     pub tracing: Tracing,
+    /// How sidecars write down requests: off, json or text.
+    pub access_log: String,
 }
 
 impl Default for Options {
@@ -55,6 +57,7 @@ impl Default for Options {
             root_namespace: own("istio-system"),
             mesh_ranges: Vec::new(),
             tracing: Tracing::default(),
+            access_log: own("json"),
         }
     }
 }

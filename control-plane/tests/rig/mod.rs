@@ -53,6 +53,7 @@ pub fn serve(manifests: &TempDir, state: &TempDir, lifetime: Duration) -> Serve 
         context: None,
         status: None,
         webhook: None,
+        access_log: "json".into(),
         webhook_name: Vec::new(),
         listen: any,
         state: state.path().to_path_buf(),

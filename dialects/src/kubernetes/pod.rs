@@ -204,8 +204,8 @@ impl<'p> ByLabel<'p> {
     }
 }
 
-fn telemetry(tracing: &Tracing) -> Value {
-    let mut out = json!({"accessLog": "json", "names": ["istio", "linkerd"]});
+fn telemetry(tracing: &Tracing, access_log: &str) -> Value {
+    let mut out = json!({"accessLog": access_log, "names": ["istio", "linkerd"]});
     if let Some(otlp) = &tracing.otlp {
         out["tracing"] = json!({"otlp": otlp, "samplingPercent": f64::from(tracing.sampling_per_10k) / 100.0});
     }
@@ -264,7 +264,7 @@ pub fn documents(b: &Builder<'_>, ledger: &mut Ledger) -> BTreeMap<PodId, world:
             }
             let document = json!({
                 "workload": workload_document(&pod.workload),
-                "telemetry": telemetry(&b.options.tracing),
+                "telemetry": telemetry(&b.options.tracing, &b.options.access_log),
                 "listeners": listeners,
             });
             let pod = world::Pod { identity, workload: pod.workload.clone(), labels: pod.labels.clone(), document };
@@ -279,8 +279,8 @@ mod tests {
 
     #[test]
     fn spans_are_made_where_somebody_takes_them() {
-        assert!(telemetry(&Tracing::default()).get("tracing").is_none());
+        assert!(telemetry(&Tracing::default(), "json").get("tracing").is_none());
         let tracing = Tracing { otlp: Some("http://a:4317".into()), sampling_per_10k: 50, ..Tracing::default() };
-        assert_eq!(telemetry(&tracing)["tracing"], json!({"otlp": "http://a:4317", "samplingPercent": 0.5}));
+        assert_eq!(telemetry(&tracing, "json")["tracing"], json!({"otlp": "http://a:4317", "samplingPercent": 0.5}));
     }
 }

@@ -217,9 +217,14 @@ pub fn names_of_elsewhere(mesh: &mut Mesh) -> Result {
     answers(mesh, "client", "http://elsewhere:8080/", "\"service\"")
 }
 
+/// What listens on its pod's address is reached; what listens on loopback alone is its own, as it is without a mesh.
 pub fn narrow_listeners(mesh: &mut Mesh) -> Result {
     answers(mesh, "client", "http://narrow:8082/", "on its address")?;
-    answers(mesh, "client", "http://narrow:8081/", "on loopback")
+    let (code, said) = mesh.curl(NS, "client", &["-w", " %{http_code}", "http://narrow:8081/"])?;
+    ensure!(code == 0 && said.ends_with("503") && !said.contains("on loopback"), "{code}: {said}");
+    let own = mesh.exec(NS, "deploy/narrow -c local", &["timeout", "5", "wget", "-qO-", "http://127.0.0.1:8081/"])?;
+    ensure!(own.contains("on loopback"), "{own}");
+    Ok(())
 }
 
 /// What has no certificate: the kubelet's probes, `exec` and `port-forward` get through, others do not.
@@ -277,7 +282,8 @@ pub fn out_of_the_mesh(mesh: &mut Mesh) -> Result {
     let version = mesh.exec(NS, "client", &["curl", "-sSk", "-m", "10", "https://kubernetes.default/version"])?;
     ensure!(version.contains("gitVersion"), "{version}");
     let node = mesh.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].status.addresses[0].address}"])?;
-    let port = mesh.kubectl(&["get", "endpointslices", "-n", "default", "-o", "jsonpath={.items[0].ports[0].port}"])?;
+    let port =
+        mesh.kubectl(&["get", "endpointslice", "kubernetes", "-n", "default", "-o", "jsonpath={.ports[0].port}"])?;
     let direct = mesh.exec(NS, "client", &["curl", "-sSk", "-m", "10", &format!("https://{node}:{port}/version")])?;
     ensure!(direct.contains("gitVersion"), "{direct}");
     let looked = mesh.exec(NS, "client", &["nslookup", "echo.usual.svc.cluster.local"])?;

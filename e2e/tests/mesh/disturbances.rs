@@ -82,17 +82,22 @@ struct Traffic(Vec<Child>);
 
 impl Traffic {
     fn begin(mesh: &Mesh, lasts: Duration) -> Result<Self> {
+        // In the pod's network and not by `kubectl exec`, which would end with the API server.
+        let pod = mesh.pods(NS, "app=load")?.pop().ok_or("no pod")?;
+        let beside = mesh.process(NS, &pod, "weft-proxy")?;
+        let address =
+            |name: &str| mesh.kubectl(&["-n", NS, "get", "service", name, "-o", "jsonpath={.spec.clusterIP}"]);
+        let (echo, front) = (address("echo")?, address("front")?);
         let lasts = format!("{}s", lasts.as_secs());
         let kinds = [
-            ["http://echo:8080/", "180", "GET"],
-            ["http://echo:8080/?size=20000", "80", "POST"],
-            ["http://front:8080/", "40", "GET"],
+            (format!("http://{echo}:8080/"), "180", "GET"),
+            (format!("http://{echo}:8080/?size=20000"), "80", "POST"),
+            (format!("http://{front}:8080/"), "40", "GET"),
         ];
         let mut children = Vec::new();
-        for [url, rps, method] in kinds {
-            let mut command = mesh.cluster.command("kubectl");
-            command.args(["-n", NS, "exec", "deploy/load", "-c", "app", "--", "mesh-sample", "load", url]);
-            command.args(["--rps", rps, "--method", method, "--duration", &lasts, "-o", "json"]);
+        for (url, rps, method) in kinds {
+            let mut command = beside.beside(&mesh.programs.join("mesh-sample").to_string_lossy());
+            command.args(["load", &url, "--rps", rps, "--method", method, "--duration", &lasts, "-o", "json"]);
             children.push(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
         }
         // What disturbs comes when there is something to disturb.

@@ -220,7 +220,7 @@ pub fn webhook_latency(mesh: &mut Mesh) -> Result {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let rows: Vec<(f64, f64)> = text
         .lines()
-        .filter(|l| l.starts_with("weft_webhook_duration_seconds_bucket"))
+        .filter(|l| l.starts_with("weft_injector_call_seconds_bucket"))
         .filter_map(|l| {
             let bound = l.split("le=\"").nth(1)?.split('"').next()?;
             Some((bound.parse().unwrap_or(f64::INFINITY), l.rsplit(' ').next()?.parse().ok()?))

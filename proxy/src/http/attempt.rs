@@ -10,7 +10,7 @@ use super::exchange::{Body, BodyError, Head, Reply, Request};
 use super::fields::number;
 use super::flight::{Flight, Held};
 use super::normalise::{ATTEMPT_COUNT, SPOKEN};
-use super::reject::GRPC_STATUS;
+use super::reject::{GRPC_STATUS, MESH_ERROR};
 use super::sender::SendFailed;
 use crate::telemetry::record::Attempt;
 use crate::upstream::dial::Inside;
@@ -76,8 +76,15 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
         let Some(mut this_head) = head.take() else { return Err(fail(Reason::Internal, retried)) };
         this_head.fields.0.insert(ATTEMPT_COUNT, number(u64::from(retried) + 1));
         let avoid: &[usize] = if plan.retry.avoid_previous_hosts { &tried } else { &[] };
-        let mut attempt =
-            OneAttempt { started, retried, head: None, picked: None, secured: false, span: span_of(worker) };
+        let mut attempt = OneAttempt {
+            started,
+            retried,
+            head: None,
+            picked: None,
+            mesh: false,
+            secured: false,
+            span: span_of(worker),
+        };
         let limit = Limit::new(started, plan.retry.per_try_timeout, plan.deadline);
         let sent = {
             let quiet = plan.idle.map(|idle| Box::pin(quiet(idle, started, replay.as_ref())));
@@ -94,7 +101,7 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
         let ended = Instant::now();
         let (outcome, reason, signal) = match &sent {
             Ok(Ok((reply, _))) => {
-                let (outcome, signal) = classify(reply, flight.asker.grpc);
+                let (outcome, signal) = classify(reply, flight.asker.grpc, attempt.mesh);
                 (outcome, None, signal)
             }
             Ok(Err(failed)) => {
@@ -131,8 +138,8 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
             if !await_trailers {
                 picked.tell(signal, ended);
             }
-            let status = match (&sent, outcome) {
-                (Ok(Ok(_)), Outcome::Response { status, .. }) => http::StatusCode::from_u16(status).ok(),
+            let status = match &sent {
+                Ok(Ok((reply, _))) => Some(reply.status),
                 _ => None,
             };
             note_attempt(flight, picked, attempt.span, started, ended, status, secured);
@@ -202,6 +209,8 @@ struct OneAttempt {
     /// The head, where another attempt could need it.
     head: Option<Head>,
     picked: Option<Picked>,
+    /// A sidecar answers there.
+    mesh: bool,
     /// It went, or would have gone, in TLS.
     secured: bool,
     /// Its client span: what the next hop names as its parent, and what is reported.
@@ -227,6 +236,7 @@ async fn once(
     let config = plan.backend.config.load_full();
     let mesh = is_mesh(&config, &endpoint);
     let inside = inside(&config, plan, flight, mesh);
+    this.mesh = mesh;
     this.secured = mesh || matches!(config.tls, UpstreamTls::Originate(_));
     // Until it is sent, the head is there for the next attempt; behind a copy where even then it may be needed again.
     this.head = Some(head);
@@ -266,15 +276,24 @@ fn inside(config: &backend::Config, plan: &Plan<'_>, flight: &Flight, mesh: bool
     }
 }
 
-fn classify(reply: &Reply, grpc: bool) -> (Outcome, Signal) {
+fn classify(reply: &Reply, grpc: bool, mesh: bool) -> (Outcome, Signal) {
     let fields = &reply.fields.0;
+    // The other sidecar did not get through to its app, which may be on its way out: no app has seen the request.
+    let unreached = |word: &http::HeaderValue| {
+        [Reason::ConnectFailed, Reason::ConnectTimeout].iter().any(|reason| word == reason.word())
+    };
+    let unreached = mesh && fields.get(MESH_ERROR).is_some_and(unreached);
     let grpc_status = match grpc {
         true => fields.get(GRPC_STATUS).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok()),
         false => None,
     };
     let status = reply.status.as_u16();
-    let outcome =
-        Outcome::Response { status, grpc_status, ratelimited: status == 429 && fields.contains_key(RATELIMITED) };
+    let outcome = match unreached {
+        true => Outcome::ConnectFailed,
+        false => {
+            Outcome::Response { status, grpc_status, ratelimited: status == 429 && fields.contains_key(RATELIMITED) }
+        }
+    };
     let signal = match grpc_status {
         Some(code) if status == 200 => Signal::Grpc(code),
         _ => Signal::Status(status),
