@@ -4,7 +4,7 @@ use crate::Result;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use weft_cluster::{Cluster, Options};
 
 /// Of waiting for anything: generous, for a machine that does much else.
@@ -133,17 +133,41 @@ pub fn said(what: &str, output: Output) -> Result<String> {
 fn built() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let folder = own.parent().and_then(Path::parent).ok_or("no target folder")?.to_path_buf();
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).args(["build", "--quiet", "--bins"]);
-    for package in ["weft-proxy", "weft-control", "weft-injector", "meshctl", "weft-sample"] {
-        cargo.args(["-p", package]);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let libraries = ["policy", "tls", "proto", "dialects", "kubernetes"];
+    let programs = [
+        ("weft-proxy", "weft-proxy", "proxy"),
+        ("weft-control", "weft-control", "control-plane"),
+        ("weft-injector", "weft-injector", "injector"),
+        ("meshctl", "meshctl", "meshctl"),
+        ("mesh-sample", "weft-sample", "examples/sample"),
+    ];
+    let shared = libraries.iter().map(|dir| newest(&root.join(dir).join("src"))).max();
+    let stale = |program: &str, dir: &str| {
+        let built = std::fs::metadata(folder.join(program)).and_then(|m| m.modified()).ok();
+        built < Some(newest(&root.join(dir).join("src"))) || built < shared
+    };
+    let missing: Vec<&str> =
+        programs.iter().filter(|(program, _, dir)| stale(program, dir)).map(|(_, package, _)| *package).collect();
+    if missing.is_empty() {
+        return Ok(folder);
     }
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root).args(["build", "--bins"]).args(missing.iter().flat_map(|package| ["-p", package]));
     if folder.ends_with("release") {
         cargo.arg("--release");
     }
-    let status = cargo.status()?;
-    if !status.success() {
-        return Err("our programs do not build".into());
+    match cargo.status()?.success() {
+        true => Ok(folder),
+        false => Err("our programs do not build".into()),
     }
-    Ok(folder)
+}
+
+/// When a folder was last changed, with all below it.
+fn newest(folder: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+    let time = |p: PathBuf| {
+        if p.is_dir() { newest(&p) } else { p.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH) }
+    };
+    entries.map(time).max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
