@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tower::Service;
 use weft_dialects::object::Object;
+use weft_kubernetes::webhook::Figures;
 use weft_policy::diag::{Pos, Severity};
 
 const CONNECTIONS: usize = 32;
@@ -52,6 +53,8 @@ pub struct Admin {
     pub worlds: watch::Receiver<Arc<Current>>,
     pub status: Arc<Status>,
     pub edges: Arc<Edges>,
+    /// Of the webhook, where there is one.
+    pub admission: Option<Arc<Figures>>,
 }
 
 pub async fn serve(listener: TcpListener, admin: Admin) {
@@ -174,7 +177,7 @@ impl Admin {
 
     fn metrics(&self) -> String {
         let (found, current) = (self.found.borrow().clone(), self.worlds.borrow().clone());
-        self.status.metrics(&[
+        let own = self.status.metrics(&[
             ("objects", "Objects read.", found.objects.0.len() as u64),
             ("file_faults", "What is wrong with files.", found.faults.len() as u64),
             ("findings", "What is wrong with objects, or looks like it.", current.ledger.findings.len() as u64),
@@ -182,7 +185,8 @@ impl Admin {
             ("services", "Services of the world.", current.view.services() as u64),
             ("pods", "Pods of the world.", current.view.pods() as u64),
             ("edges", "Who calls whom, as proxies have told.", self.edges.count() as u64),
-        ])
+        ]);
+        own + &self.admission.as_ref().map(|a| a.text("weft_control_admission")).unwrap_or_default()
     }
 }
 

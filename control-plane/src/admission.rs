@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use weft_dialects::kinds::KINDS;
+use weft_dialects::kinds::is_of_meshes;
 use weft_dialects::ledger::{Finding, Ledger, Verdict};
 use weft_dialects::object::{self, Object, ObjectRef, Objects};
 use weft_kubernetes::webhook::{self, Answer, Certificate, Configuration, Figures, Handler, Request, Served, bundle};
@@ -33,20 +33,21 @@ const PLACE: &str = "(applied)";
 /// Not the author's, and different each time.
 const NOTES: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
 
-/// Kubernetes' own groups are for Kubernetes to judge.
-fn configures(group: &str) -> bool {
-    KINDS.iter().any(|k| k.group == group && !k.is_built_in())
-}
-
 /// Runs the webhook, with its certificate and its configuration's `caBundle`.
-pub async fn serve(listener: TcpListener, names: Vec<String>, client: kube::Client, admission: Admission) {
+pub async fn serve(
+    listener: TcpListener,
+    names: Vec<String>,
+    client: kube::Client,
+    admission: Admission,
+    figures: Arc<Figures>,
+) {
     let namespace = std::env::var("POD_NAMESPACE").ok().filter(|n| !n.is_empty());
     let namespace = namespace.unwrap_or_else(|| "weft-system".into());
     let mut certificate = Certificate::of_service(NAME, &namespace, "weft-control-webhook");
     certificate.names.extend(names);
     let (trusted_in, trusted) = watch::channel(String::new());
     let (in_force_in, in_force) = watch::channel(String::new());
-    let (served, figures) = (Served::default(), Arc::new(Figures::default()));
+    let served = Served::default();
     tokio::join!(
         certificate.keep(client.clone(), served.clone(), trusted_in, in_force),
         bundle::keep(client, vec![Configuration::Validating(NAME.into())], trusted, in_force_in),
@@ -74,7 +75,7 @@ impl Admission {
 
 impl Handler for Admission {
     async fn review(&self, request: Request) -> Result<Answer, String> {
-        if !matches!(request.operation.as_str(), "CREATE" | "UPDATE") || !configures(&request.kind.group) {
+        if !matches!(request.operation.as_str(), "CREATE" | "UPDATE") || !is_of_meshes(&request.kind.group) {
             return Ok(Answer::allowed());
         }
         // Controllers write status and finalizers all the time.
@@ -184,9 +185,13 @@ fn answer(object: &ObjectRef, new: &Ledger, old: &Ledger, withheld: Vec<String>)
         return Answer { warnings, ..Answer::denied(422, why) };
     }
     let told: BTreeSet<&str> = new.findings.iter().filter(|f| f.object == *object).map(|f| f.field.as_str()).collect();
+    let said: BTreeSet<&str> =
+        new.findings.iter().filter(|f| f.object == *object).map(|f| f.message.as_str()).collect();
     for entry in new.entries.iter().filter(|e| e.object == *object && !told.contains(e.field.as_str())) {
         match &entry.verdict {
             Verdict::Honoured | Verdict::Differently(_) => {}
+            // Of a kind that is not read, once is enough.
+            Verdict::Ignored(why) if said.contains(why.as_str()) => {}
             Verdict::Ignored(why) => warnings.push(format!("{}: without effect: {why}", entry.field)),
             Verdict::WonBy(winner) => warnings.push(format!("{}: without effect: {winner} wins", entry.field)),
         }
@@ -269,14 +274,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_judged() {
-        for group in ["networking.istio.io", "security.istio.io", "gateway.networking.k8s.io", "linkerd.io", "weft.dev"]
-        {
-            assert!(configures(group), "{group}");
+    fn what_nobody_reads_is_told() {
+        let (found, current) = world(WEB);
+        let told = |group: &str, kind: &str| {
+            let object = json!({"apiVersion": format!("{group}/v1"), "kind": kind, "metadata": {"name": "a"},
+                "spec": {"action": "DENY", "rules": [{}]}});
+            let mut request = ask(kind, object);
+            request.kind.group = group.into();
+            let answer = judge(&request, &found, &current, &translation());
+            assert_eq!((&answer.denied, answer.warnings.len()), (&None, 1), "{answer:?}");
+            assert!(answer.warnings[0].contains("has no effect") && answer.warnings[0].len() <= 256, "{answer:?}");
+            answer.warnings[0].contains("nothing is enforced")
+        };
+        for kind in ["EnvoyFilter", "ServiceEntry", "Sidecar", "Gateway"] {
+            assert!(!told("networking.istio.io", kind), "{kind}");
         }
-        for group in ["", "apps", "discovery.k8s.io", "example.org"] {
-            assert!(!configures(group), "{group}");
+        assert!(!told("telemetry.istio.io", "Telemetry"));
+        for kind in ["AuthorizationPolicy", "RequestAuthentication"] {
+            assert!(told("security.istio.io", kind), "{kind}");
         }
+        for kind in ["Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication"] {
+            assert!(told("policy.linkerd.io", kind), "{kind}");
+        }
+        assert!(told("access.smi-spec.io", "TrafficTarget"));
     }
 
     /// How long an apply waits in a mesh of 1,000 services.

@@ -31,6 +31,7 @@ use tracing_subscriber::EnvFilter;
 use weft_dialects::Options;
 use weft_kubernetes::client::{self, Access, AccessError};
 use weft_kubernetes::lease::Seat;
+use weft_kubernetes::webhook::Figures;
 use weft_policy::telemetry::Tracing;
 use weft_tls::Live;
 
@@ -120,20 +121,22 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     let (status, edges) = (Arc::new(Status::default()), Arc::new(Edges::default()));
 
     let mut tasks = JoinSet::new();
+    let admission = serve.webhook.map(|_| Arc::new(Figures::default()));
     let mut pages = [("--admin", serve.admin, None), ("--status", serve.status, None)];
     for (flag, at, bound) in &mut pages {
         let Some(at) = *at else { continue };
         let listener = TcpListener::bind(at).await.map_err(failed(format!("{flag} {at}")))?;
         *bound = Some(listener.local_addr().map_err(failed(flag.to_string()))?);
         let (open, found, worlds) = (*flag == "--status", found.clone(), worlds.clone());
-        let known = admin::Admin { open, found, worlds, status: status.clone(), edges: edges.clone() };
+        let (status, edges, admission) = (status.clone(), edges.clone(), admission.clone());
+        let known = admin::Admin { open, found, worlds, status, edges, admission };
         tasks.spawn(admin::serve(listener, known));
     }
     let [(.., admin), (.., status_at)] = pages;
-    if let (Some(at), Some(client)) = (serve.webhook, &api_server) {
+    if let (Some(at), Some(client), Some(figures)) = (serve.webhook, &api_server, admission) {
         let listener = TcpListener::bind(at).await.map_err(failed(format!("--webhook {at}")))?;
         let admission = Admission::new(found.clone(), worlds.clone(), translate.clone());
-        tasks.spawn(admission::serve(listener, serve.webhook_name.clone(), client.clone(), admission));
+        tasks.spawn(admission::serve(listener, serve.webhook_name.clone(), client.clone(), admission, figures));
     }
     let lead = match api_server.filter(|_| serve.kube) {
         Some(client) => {

@@ -30,6 +30,18 @@ items:
       served: true
       storage: true
       schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+- apiVersion: apiextensions.k8s.io/v1
+  kind: CustomResourceDefinition
+  metadata: {name: authorizationpolicies.security.istio.io}
+  spec:
+    group: security.istio.io
+    scope: Namespaced
+    names: {kind: AuthorizationPolicy, plural: authorizationpolicies, singular: authorizationpolicy}
+    versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
 ";
 
 const CONFIGURATION: &str = "
@@ -39,7 +51,7 @@ metadata: {name: weft-control}
 webhooks:
 - name: validate.weft.dev
   clientConfig: {url: 'https://127.0.0.1:15017/validate'}
-  rules: [{apiGroups: [networking.istio.io], apiVersions: ['*'], operations: [CREATE, UPDATE], resources: ['*']}]
+  rules: [{apiGroups: [networking.istio.io, security.istio.io], apiVersions: ['*'], operations: [CREATE, UPDATE], resources: ['*']}]
   admissionReviewVersions: [v1]
   sideEffects: None
   timeoutSeconds: 5
@@ -150,10 +162,21 @@ fn kubectl_apply_is_told() {
     rig.apply(&route(json!({"timeout": "2s"})), false).unwrap();
     rig.cluster.kubectl(&["delete", "virtualservice", "web", "-n", "demo"]).unwrap();
 
+    // Who believes to have locked the door hears that it is open.
+    let policy = json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "deny", "namespace": "demo"}, "spec": {"action": "DENY", "rules": [{}]}});
+    let told = rig.apply(&policy, true).unwrap();
+    assert!(told.contains("Warning: ") && told.contains("nothing is enforced"), "{told}");
+
     let began = Instant::now();
     for _ in 0..10 {
         rig.apply(&route(json!({"timeout": "1s"})), true).unwrap();
     }
+    let mut ask = rig.cluster.command("busybox");
+    let page = ask.args(["wget", "-qO-", "http://127.0.0.1:15014/metrics"]).output().unwrap();
+    let metrics = String::from_utf8_lossy(&page.stdout).into_owned();
+    assert!(metrics.contains("weft_control_admission_calls_total{outcome=\"denied\"} "), "{metrics}");
+    assert!(metrics.contains("weft_control_admission_call_seconds_bucket{le=\"0.05\"} "), "{metrics}");
     println!("kubectl apply with admission, its own start included: {:?}", began.elapsed() / 10);
     assert!(rig.control.try_wait().unwrap().is_none(), "weft-control has lived through it");
 }

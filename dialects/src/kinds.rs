@@ -91,6 +91,23 @@ pub const KINDS: &[Kind] = &[
     kind(SECURITY, "PeerAuthentication", &["v1", "v1beta1"], istio::peer_authentication::translate),
 ];
 
+/// Groups of meshes, of which we read nothing.
+const UNREAD: &[&str] = &["access.smi-spec.io", "extensions.istio.io", "telemetry.istio.io"];
+
+/// Whether what is in this group is there to configure a mesh; Kubernetes' own groups are for Kubernetes to judge.
+pub fn is_of_meshes(group: &str) -> bool {
+    UNREAD.contains(&group) || KINDS.iter().any(|k| k.group == group && !k.is_built_in())
+}
+
+/// Kinds that would keep somebody out, if we read them. Of Linkerd's policies all are taken for such.
+fn would_restrict(group: &str, kind: &str) -> bool {
+    match group {
+        SECURITY => matches!(kind, "AuthorizationPolicy" | "RequestAuthentication"),
+        "access.smi-spec.io" | LINKERD_POLICY => true,
+        _ => false,
+    }
+}
+
 /// What there is many of in a cluster, and what says nothing that changes the world: an application's own, or known from its pods.
 const UNWATCHED: &[&str] = &["ConfigMap", "Secret", "ServiceAccount", "ReplicaSet", "Job", "CronJob"];
 
@@ -116,7 +133,13 @@ pub fn check(reader: &Reader<'_>) {
             let served = served.iter().map(|v| v.trim_start_matches('/')).collect::<Vec<_>>().join(", ");
             (format!("there is no {} of version {}", object.kind, object.version()), format!("one of {served}"))
         }
-        None => (format!("{} ({}) is not read and has no effect", object.kind, object.api_version), String::new()),
+        None => {
+            let mut message = format!("{} ({}) is not read and has no effect", object.kind, object.api_version);
+            if would_restrict(object.group(), &object.kind) {
+                message += ": nothing is enforced, and whoever it would turn away is let in";
+            }
+            (message, String::new())
+        }
     };
     reader.finding(Severity::Warning, None, "apiVersion", &message, &hint);
     let Value::Map(items) = &reader.root().node.value else { return };
@@ -130,6 +153,16 @@ pub fn check(reader: &Reader<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_of_meshes() {
+        for group in ["networking.istio.io", "security.istio.io", "telemetry.istio.io", "linkerd.io", "weft.dev"] {
+            assert!(is_of_meshes(group), "{group}");
+        }
+        for group in ["", "apps", "discovery.k8s.io", "example.org"] {
+            assert!(!is_of_meshes(group), "{group}");
+        }
+    }
 
     #[test]
     fn kinds_to_watch() {

@@ -360,7 +360,8 @@ fn rotation(rig: &Rig) {
     });
     let calls = calls.load(Ordering::Relaxed);
     println!("{calls} calls while the certificate was rotated, none failed");
-    assert!(calls > 20);
+    // Each is a kubectl of its own, which takes its time.
+    assert!(calls > 5, "{calls}");
 }
 
 fn settings(rig: &Rig) {

@@ -36,7 +36,12 @@ pub fn parse(text: &str) -> Result<Settings, String> {
     let mut diags = Diags::default();
     let node = yaml::parse(text, &mut diags);
     let node = node.ok_or_else(|| diags.0.first().map(ToString::to_string).unwrap_or_default())?;
-    serde_json::from_value(yaml::json(&node)).map_err(|e| e.to_string())
+    let fields = yaml::json(&node);
+    // Derived code takes a list for the fields in their order.
+    if !fields.is_object() {
+        return Err("settings are fields with values, such as `image: weft/proxy:0.1.0`".into());
+    }
+    serde_json::from_value(fields).map_err(|e| e.to_string())
 }
 
 /// Until nobody listens.
