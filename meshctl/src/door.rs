@@ -31,7 +31,7 @@ pub struct Door {
 #[derive(Clone)]
 enum Way {
     Lab { netns: Netns, at: Ipv4Addr },
-    Cluster(Forward),
+    Cluster(Box<Forward>),
 }
 
 impl Door {
@@ -59,7 +59,7 @@ impl Door {
     }
 
     pub fn in_cluster(name: String, port: u16, way: Forward, hint: String) -> Self {
-        Self { name, port, way: Way::Cluster(way), hint }
+        Self { name, port, way: Way::Cluster(Box::new(way)), hint }
     }
 
     /// The body of an answer of 2xx.

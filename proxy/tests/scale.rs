@@ -142,6 +142,7 @@ impl Client {
             pod: format!("web-{n}"),
             state: control.folder.join(&format!("web-{n}")),
             everything: false,
+            trust_domain: None,
         };
         let links = Links::new(&options.target);
         let (mut updates, demand, _reporter, following) = control::follow(options, links.clone());

@@ -17,12 +17,17 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+unset BACKEND_PORT GRPC_PORT TCP_PORT
 exec mesh-sample --port "$port" --text "$text" --status "$status"
 "#;
 
-/// An app is called after its Deployment unless it is told otherwise.
+/// An app is called after its Deployment unless it is told otherwise. Of a Service called `backend` Kubernetes tells every pod
+/// `BACKEND_PORT=tcp://...`, which is no port.
 const SAMPLE: &str = r#"#!/bin/sh
 export SERVICE_NAME="${SERVICE_NAME:-${HOSTNAME%-*-*}}"
+case $BACKEND_PORT in tcp://*) unset BACKEND_PORT ;; esac
+case $GRPC_PORT in tcp://*) unset GRPC_PORT ;; esac
+case $TCP_PORT in tcp://*) unset TCP_PORT ;; esac
 exec mesh-sample "$@"
 "#;
 
