@@ -45,7 +45,7 @@ pub fn mesh_profiles(mesh: &mut Mesh) -> Result {
     mesh.cluster.import(&echo(&folder)?)?;
     let report = std::env::temp_dir().join(format!("weft-conformance-{}.yaml", std::process::id()));
     let mut command = mesh.cluster.command(&folder.join("conformance.test").to_string_lossy());
-    command.args(["-test.run", "TestConformance", "-test.timeout", "20m", "-test.v"]);
+    command.args(["-test.run", "^TestConformance$", "-test.timeout", "20m", "-test.v"]);
     command.args(["-conformance-profiles", "MESH-HTTP,MESH-GRPC", "-supported-features", &FEATURES.join(",")]);
     command.args(["-mesh-name", "weft", "-namespace-labels", "istio-injection=enabled"]);
     command.args(["-organization", "weft", "-project", "weft", "-url", "https://weft.dev", "-contact", "@weft"]);
@@ -53,8 +53,12 @@ pub fn mesh_profiles(mesh: &mut Mesh) -> Result {
     let output = command.current_dir(&folder).stdin(Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let tail = || {
-        let lines: Vec<&str> =
-            said.lines().filter(|l| l.contains("---") || l.contains("rror") || l.contains("ailed")).collect();
+        let telling = |l: &&str| {
+            !l.contains("--- SKIP")
+                && !l.contains("--- PASS")
+                && ["--- ", "rror", "ailed", "panic"].iter().any(|w| l.contains(w))
+        };
+        let lines: Vec<&str> = said.lines().filter(telling).collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     };
     let text = std::fs::read_to_string(&report)
