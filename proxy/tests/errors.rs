@@ -406,10 +406,11 @@ fn through_a_pair() {
     let answer = http1(outbound).request("GET", "/", &[("x-request-id", "dead")], b"").unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (503, Reason::ConnectFailed.body(true)));
     assert_eq!(answer.header("x-mesh-error"), None, "no plain caller is told");
-    // The server's side says why and how often; to the client's it is an answer like any other, and not repeated.
+    // The server's side says why and how often. The client's knows by it that no app has seen the request, and tries again: another
+    // pod, if there is one.
     let (server_line, client_line) = (line(&theirs, "dead"), line(&ours, "dead"));
     assert_eq!((&server_line["flags"], &server_line["attempts"]), (&"URX,UF".into(), &3.into()));
-    assert_eq!((&client_line["flags"], &client_line["attempts"]), (&"-".into(), &1.into()));
+    assert_eq!((&client_line["flags"], &client_line["attempts"]), (&"URX".into(), &3.into()));
     assert_eq!(client_line["status"], 503);
     // A verified peer is told.
     let tls = weft_testkit::tls::client(Some(&ca.workload("demo", "web")), &["http/1.1"]);
