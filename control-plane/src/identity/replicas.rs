@@ -87,7 +87,7 @@ impl Replica {
         worlds: watch::Receiver<Arc<Current>>,
         status: Arc<Status>,
     ) {
-        let mut about = None;
+        let (mut about, mut told) = (None, false);
         let (mut have, mut written) = (BTreeSet::new(), Value::Null);
         loop {
             // A long list is written less often.
@@ -96,7 +96,16 @@ impl Replica {
             let Some(now) = About::of(&ca) else { continue };
             if about.as_ref() != Some(&now) {
                 // What this pod said before its container was started again stays said.
-                let Ok(before) = self.said(&now).await else { continue };
+                let before = match self.said(&now).await {
+                    Ok(before) => before,
+                    Err(error) => {
+                        if !std::mem::replace(&mut told, true) {
+                            tracing::warn!(%error, "ConfigMap {NAME} cannot be read; trying again");
+                        }
+                        continue;
+                    }
+                };
+                told = false;
                 (have, written, about) = (before, Value::Null, Some(now.clone()));
             }
             let (dir, status, current) = (self.dir.clone(), status.clone(), worlds.borrow().clone());
