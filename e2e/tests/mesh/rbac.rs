@@ -218,11 +218,14 @@ impl Without<'_> {
                     denied.difference(&missed).filter(|(_, r, _)| !(own && r == "configmaps")).collect();
                 break match more.is_empty() {
                     true => Ok(()),
-                    false => Err(format!("more is denied than was taken away: {more:?}\n{text}")),
+                    false => Err(format!("more is denied than was taken away: {more:?}\n{}", last(&text))),
                 };
             }
             if begun.elapsed() > Duration::from_secs(45) {
-                break Err(format!("nobody misses it: take it out of the chart, or show here who does\n{text}"));
+                break Err(format!(
+                    "nobody misses it: take it out of the chart, or show here who does\n{}",
+                    last(&text)
+                ));
             }
             match self.place {
                 Joins if sidecar.is_none() && text.contains("serving") => {
@@ -245,6 +248,12 @@ impl Without<'_> {
         println!("    {what}: {} ({:.1} s)", self.fails, begun.elapsed().as_secs_f32());
         Ok(())
     }
+}
+
+/// The end of a log.
+fn last(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|l| l.chars().take(300).collect()).collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
 /// What the API server has denied, by its own words in what a program says.
@@ -408,24 +417,25 @@ impl<'a> Stage<'a> {
         said("rotate-root", command.output()?).map(drop)
     }
 
-    /// As if nobody had written the status yet; whoever has does not look again.
+    /// Once it is written, whoever has does not look again.
+    fn written(&self) -> Result {
+        self.mesh.until("conditions", || {
+            for kind in ROUTES {
+                let status =
+                    self.mesh.json(&["-n", "rights-leads", "get", &format!("{kind}/rights")])?["status"].clone();
+                ensure!(status.to_string().contains("lastTransitionTime"), "{kind}: {status}");
+            }
+            Ok(())
+        })
+    }
+
+    /// As if nobody had written it yet.
     fn forget(&self) -> Result {
         for kind in ROUTES {
-            let (object, empty) = (
-                format!("{kind}/rights"),
-                match kind {
-                    "trafficpolicy" => r#"{"status": {"conditions": []}}"#,
-                    _ => r#"{"status": {"parents": []}}"#,
-                },
-            );
-            let path = if kind == "trafficpolicy" { "{.status.conditions}" } else { "{.status.parents}" };
-            let path = format!("jsonpath={path}");
-            self.mesh.until("a status", || {
-                let status = self.mesh.kubectl(&["-n", "rights-leads", "get", &object, "-o", &path])?;
-                ensure!(status.len() > 2, "{object}: {status}");
-                Ok(())
-            })?;
-            let patch = ["-n", "rights-leads", "patch", &object, "--subresource=status", "--type=merge", "-p", empty];
+            let list = if kind == "trafficpolicy" { "conditions" } else { "parents" };
+            let empty = json!({"status": {list: []}}).to_string();
+            let object = format!("{kind}/rights");
+            let patch = ["-n", "rights-leads", "patch", &object, "--subresource=status", "--type=merge", "-p", &empty];
             self.mesh.kubectl(&patch)?;
         }
         Ok(())
@@ -501,6 +511,11 @@ kind: Service
 metadata: {name: web, namespace: rights-leads}
 spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: grpc, namespace: rights-leads}
+spec: {selector: {app: grpc}, ports: [{name: grpc, port: 80}]}
+---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: rights, namespace: rights-leads}
@@ -509,12 +524,12 @@ spec: {parentRefs: [{group: "", kind: Service, name: web, port: 80}], rules: [{b
 apiVersion: gateway.networking.k8s.io/v1
 kind: GRPCRoute
 metadata: {name: rights, namespace: rights-leads}
-spec: {parentRefs: [{group: "", kind: Service, name: web, port: 80}], rules: [{backendRefs: [{name: web, port: 80}]}]}
+spec: {parentRefs: [{group: "", kind: Service, name: grpc, port: 80}], rules: [{backendRefs: [{name: grpc, port: 80}]}]}
 ---
 apiVersion: weft.dev/v1alpha1
 kind: TrafficPolicy
 metadata: {name: rights, namespace: rights-leads}
-spec: {targetRefs: [{group: "", kind: Service, name: web}], timeouts: {request: 3s}}
+spec: {targetRefs: [{group: "", kind: Service, name: web}], retry: {attempts: 2, "on": "5xx"}}
 "#;
 
 pub fn each_rule_is_missed(mesh: &mut Mesh) -> Result {
@@ -543,6 +558,7 @@ pub fn each_rule_is_missed(mesh: &mut Mesh) -> Result {
     }
     let stage = Stage::set(mesh, &all)?;
     let (in_turn, mut at_once): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.place == Leads);
+    stage.written()?;
     for without in &in_turn {
         stage.forget()?;
         without.shown(&stage)?;
