@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     run::main(&[
         ("install::everything_is_ready", labs::installed),
         ("rbac::each_rule_is_missed", rbac::each_rule_is_missed),
+        ("rbac::who_may_not_is_told", rbac::who_may_not_is_told),
         ("labs::tutorial_5_9", labs::tutorial),
         ("labs::lab_9_5", labs::lab_9_5),
         ("labs::lab_8", labs::lab_8),
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         ("security::set_up", security::set_up),
         ("security::another_identity_is_expected", security::another_identity_is_expected),
         ("security::strict_ends_plaintext", security::strict_ends_plaintext),
+        ("security::the_ca_is_deleted", security::the_ca_is_deleted),
         ("security::a_root_is_removed", security::a_root_is_removed),
         ("disturbances::set_up", disturbances::set_up),
         ("disturbances::rolling_restart", disturbances::rolling_restart),

@@ -584,3 +584,33 @@ pub fn each_rule_is_missed(mesh: &mut Mesh) -> Result {
     ensure!(failed.is_empty(), "{}", failed.join("\n\n"));
     Ok(())
 }
+
+/// A person whose kubeconfig may see everything and change nothing, and may not look into pods.
+pub fn who_may_not_is_told(mesh: &mut Mesh) -> Result {
+    let folder = Folder::new()?;
+    let mut config: Value = serde_json::from_str(&mesh.kubectl(&["config", "view", "--raw", "-o", "json"])?)?;
+    config["users"][0]["user"]["as"] = "visitor".into();
+    let (file, kubeconfig) = (folder.path("visitor.yaml"), folder.path("visitor.json"));
+    std::fs::write(&kubeconfig, config.to_string())?;
+    std::fs::write(&file, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: mine, namespace: default}\n")?;
+    let rules = json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["get", "list", "watch"]}]);
+    let role = object(&rbac("ClusterRole"), json!({"name": "visitor"}), json!({"rules": rules}));
+    let to = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "visitor"});
+    let subject = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "visitor"}]);
+    let of = json!({"roleRef": to, "subjects": subject});
+    mesh.apply(&format!("{role}\n---\n{}", object(&rbac("ClusterRoleBinding"), json!({"name": "visitor"}), of)))?;
+    let kubeconfig = kubeconfig.to_string_lossy();
+    let file = file.to_string_lossy();
+    for (args, right) in [
+        (&["apply", "-f", &file][..], r#"cannot patch resource "configmaps""#),
+        (&["status"], r#"resource "pods/portforward""#),
+        (&["stat", "-w", "1s"], r#"resource "pods/portforward""#),
+    ] {
+        let refused = mesh.meshctl(&[args, &["--kubeconfig", &kubeconfig]].concat());
+        let said = refused.err().ok_or_else(|| format!("{args:?} was done"))?.to_string();
+        ensure!(said.contains(right) && said.contains("exit status: 1"), "{args:?}: {said}");
+    }
+    let seen = mesh.meshctl(&["analyze", "-A", "--kubeconfig", &kubeconfig]).unwrap_or_else(|e| e.to_string());
+    ensure!(!seen.contains("cannot"), "who may read may analyze: {seen}");
+    Ok(())
+}

@@ -160,3 +160,23 @@ pub fn a_root_is_removed(mesh: &mut Mesh) -> Result {
     answers(mesh, "client")?;
     figure("a removed trust root, on a warm connection", vec![took])
 }
+
+/// Somebody deletes the CA: the replicas have it, go on, and write it down again.
+pub fn the_ca_is_deleted(mesh: &mut Mesh) -> Result {
+    let root =
+        |mesh: &Mesh| mesh.kubectl(&["-n", NS, "get", "configmap", "weft-root", "-o", "jsonpath={.data.root\\.pem}"]);
+    let before = root(mesh)?;
+    mesh.kubectl(&["-n", "weft-system", "delete", "secret", "weft-ca"])?;
+    // One that has no certificate yet.
+    mesh.kubectl(&["-n", NS, "run", "late", "--image=curlimages/curl:8.10.1"])?;
+    mesh.kubectl(&["-n", NS, "wait", "--for=condition=Ready", "pod/late", "--timeout=60s"])?;
+    answers(mesh, "late")?;
+    mesh.until("Secret weft-ca", || {
+        mesh.kubectl(&["-n", "weft-system", "get", "secret", "weft-ca", "-o", "name"]).map(drop)
+    })?;
+    ensure!(root(mesh)? == before, "the root is another one");
+    answers(mesh, "client")?;
+    let said = mesh.meshctl(&["check"])?;
+    ensure!(!said.contains('×'), "{said}");
+    Ok(())
+}
