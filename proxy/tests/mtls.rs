@@ -200,8 +200,7 @@ fn refuse(wrong: Wrong, client_is_wrong: bool) {
     let of_client = if client_is_wrong { bad } else { identity(&certs.client) };
     let more = format!("clients: {{ids: [{}]}}, mtls: permissive", id("client"));
     let inn = inbound(of_app, in_addr, app.addr(), &more).start();
-    let mut side = outbound(of_client, out_addr, &id("app"), &[in_addr]);
-    let out = side.start();
+    let out = outbound(of_client, out_addr, &id("app"), &[in_addr]).start();
     let judge = if client_is_wrong { &inn } else { &out };
     let mut known = 0;
     if wrong == Wrong::RemovedRoot {
@@ -210,9 +209,7 @@ fn refuse(wrong: Wrong, client_is_wrong: bool) {
         let from = judge.log_lines().len();
         certs.dir.write(&format!("{right}.roots"), certs.ca.root_pem());
         judge.wait_log_from(from, |l| l.contains("identity taken from rotated files"), SOON);
-        // A connection from before stands; a new instance at the same address needs a new one.
-        side.services = vec![service(&id("app"), &[in_addr], "").replace("{address", "{id: again, address")];
-        side.apply(&out);
+        // The connection from before carries nothing more either.
     }
     let why = match wrong {
         Wrong::TrustDomain => "wrong_trust_domain",

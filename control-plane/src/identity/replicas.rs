@@ -264,11 +264,16 @@ async fn is_spread(client: &Client, namespace: &str, about: &About) -> Result<()
     }))
 }
 
+/// A pod that has ended stays for a while, with nobody in it who could hear of anything.
 async fn exists(client: &Client, name: &str) -> Result<bool, CaError> {
     let (namespace, name) = name.split_once('/').unwrap_or_default();
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let found = pods.get_metadata_opt(name).await.map_err(|e| kube(&e))?;
-    Ok(found.is_some())
+    let found = pods.get_opt(name).await.map_err(|e| kube(&e))?;
+    let ended = |p: &Pod| {
+        let phase = p.status.as_ref().and_then(|s| s.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    };
+    Ok(found.is_some_and(|p| !ended(&p)))
 }
 
 /// A folder for keys, in memory where that is possible, which goes with its holder.
