@@ -160,8 +160,8 @@ pub fn a_root_is_removed(mesh: &mut Mesh) -> Result {
     })?;
     let warm = Warm::open(&client, &ip, 9000)?;
     let took = warm.refused_after(|warm| warm.echo().is_ok(), || rotate(mesh, &["--force"]).map(drop))?;
-    answers(mesh, "client")?;
-    figure("a removed trust root, on a warm connection", vec![took])
+    figure("a removed trust root, on a warm connection", vec![took])?;
+    answers(mesh, "client")
 }
 
 /// Somebody deletes the CA: the replicas have it, go on, and write it down again.
