@@ -5,6 +5,7 @@
 //! API server is away, nothing is said: the last state stays.
 
 use super::prune;
+use crate::source::Statuses;
 use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use kube::Client;
@@ -12,7 +13,7 @@ use kube::client::Body;
 use serde_json::Value;
 use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use weft_dialects::Object;
 use weft_dialects::kinds::Kind;
@@ -47,11 +48,13 @@ pub enum Event {
 }
 
 /// What a feed goes by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Subject {
     pub kind: &'static Kind,
     /// Of its objects only the metadata: some are large, and nothing else is asked of them.
     pub metadata_only: bool,
+    /// Takes what is seen of their status, if somebody wants to know.
+    pub statuses: Option<watch::Sender<Statuses>>,
 }
 
 enum Trouble {
@@ -240,10 +243,15 @@ impl<I: Copy + Send> Feed<I> {
         }
     }
 
-    fn object(&self, version: &str, json: Value) -> Option<Object> {
+    fn object(&self, version: &str, mut json: Value) -> Option<Object> {
+        let seen = self.subject.statuses.as_ref().map(|to| (to, json["status"].take()));
         let group = self.subject.kind.group;
         let api_version = if group.is_empty() { version.to_string() } else { format!("{group}/{version}") };
-        prune::object(self.subject.kind, &api_version, json)
+        let object = prune::object(self.subject.kind, &api_version, json)?;
+        if let Some((to, status)) = seen {
+            to.send_modify(|all| drop(all.insert(object.reference(), status)));
+        }
+        Some(object)
     }
 
     async fn get(&self, version: &str, query: &str) -> Result<Body, Trouble> {
