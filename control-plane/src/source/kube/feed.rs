@@ -19,6 +19,8 @@ use weft_dialects::Object;
 use weft_dialects::kinds::Kind;
 
 const PAGE: usize = 250;
+/// A Node names all images that it has.
+const PAGE_OF_NODES: usize = 50;
 const MAX_PAGE: usize = 64 << 20;
 /// etcd takes 1.5 MiB; JSON may be some of that longer.
 const MAX_EVENT: usize = 16 << 20;
@@ -170,10 +172,11 @@ impl<I: Copy + Send> Feed<I> {
 
     async fn list_version(&self, version: &str) -> Result<(Vec<Object>, String), Trouble> {
         let (mut objects, mut place, mut next) = (Vec::new(), None, String::new());
+        let most = if self.subject.kind.kind == "Node" { PAGE_OF_NODES } else { PAGE };
         loop {
             let query = match next.as_str() {
-                "" => format!("limit={PAGE}"),
-                next => format!("limit={PAGE}&continue={next}"),
+                "" => format!("limit={most}"),
+                next => format!("limit={most}&continue={next}"),
             };
             let body = self.get(version, &query).await?;
             let whole = http_body_util::Limited::new(body, MAX_PAGE).collect();
