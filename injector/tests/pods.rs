@@ -188,7 +188,7 @@ fn the_patch_makes_the_pod_and_uninject_unmakes_it() {
         assert_eq!(uninject(&injected.object), Ok(Some(object.clone())), "{name}");
         assert_eq!(uninject(object).unwrap_or(None), None, "{name}");
     }
-    assert_eq!(all.len(), 5 + 8 * 6 + 12 + 1);
+    assert_eq!(all.len(), 6 + 8 * 6 + 12 + 1);
 }
 
 #[test]
@@ -324,7 +324,7 @@ fn hooks_at_the_start_wait_for_a_sidecar() {
     assert!(ours(&both["postStart"]) && ours(&both["preStop"]) && warnings.is_empty(), "{both} {warnings}");
     let (one, warnings) = hooks("weft.dev/hold-application: 'false'");
     assert!(!ours(&one["postStart"]) && ours(&one["preStop"]), "{one}");
-    assert!(warnings.contains("postStart of container app stays as it is"), "{warnings}");
+    assert!(warnings.contains("postStart of container \"app\" stays as it is"), "{warnings}");
     let (none, warnings) = hooks("weft.dev/rewrite-probes: 'false'");
     assert!(!ours(&none["postStart"]) && !ours(&none["preStop"]), "{none}");
     assert_eq!(warnings.matches("without mTLS").count(), 2, "{warnings}");
