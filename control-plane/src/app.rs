@@ -10,9 +10,9 @@ use crate::identity::{own, rotate};
 use crate::push::server::Server;
 use crate::report::Edges;
 use crate::settings::{Command, Serve, Settings};
-use crate::source::Found;
 use crate::source::dir::{self, Dirs};
 use crate::source::kube as objects;
+use crate::source::{Found, Statuses};
 use crate::state::StateDir;
 use crate::status::Status;
 use crate::world::{self, Current, Translate};
@@ -140,9 +140,10 @@ pub async fn start(serve: &Serve, translate: Translate) -> Result<Running, Start
     }
     let lead = match api_server.filter(|_| serve.kube) {
         Some(client) => {
-            tasks.spawn(objects::watch(client.clone(), found_in));
+            let (statuses, _) = watch::channel(Statuses::default());
+            tasks.spawn(objects::watch(client.clone(), found_in, statuses.clone()));
             let (leads_in, leads) = watch::channel(false);
-            tasks.spawn(conditions::follow(client.clone(), worlds.clone(), leads));
+            tasks.spawn(conditions::follow(client.clone(), worlds.clone(), leads, statuses));
             Some(lead(client, leads_in))
         }
         None => {

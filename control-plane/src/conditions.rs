@@ -1,13 +1,16 @@
-//! Tells people what became of their objects, in the objects: conditions of Gateway API's routes and of our policies
+//! Tells people what became of their objects, in the objects: conditions of Gateway API's routes, of Linkerd's, and of our policies
 //! (`conditions/say.rs`). Only the replica that leads writes, only what is not written there already, and not faster than the API server
-//! should be asked; what others wrote into a status stays, and each write names the version it changes.
+//! should be asked; what others wrote into a status stays, and each write names the version it changes. What is seen not to be there
+//! any more is written again.
 
 mod say;
 
+use crate::source::Statuses;
 use crate::world::Current;
 use http::Request;
 use k8s_openapi::jiff::{Timestamp, Unit};
 use kube::{Client, Error};
+pub use say::has_conditions;
 use say::{About, Report};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,15 +26,29 @@ pub const CONTROLLER: &str = "weft.dev/mesh";
 const BETWEEN: Duration = Duration::from_millis(10);
 /// Those that could not be written are tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Two who do not agree should not keep the API server busy.
+const RESTORE: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(10);
 
-pub async fn follow(client: Client, mut worlds: watch::Receiver<Arc<Current>>, mut leads: watch::Receiver<bool>) {
+pub async fn follow(
+    client: Client,
+    mut worlds: watch::Receiver<Arc<Current>>,
+    mut leads: watch::Receiver<bool>,
+    statuses: watch::Sender<Statuses>,
+) {
+    let mut seen = statuses.subscribe();
     // What is in the API server, as far as we know.
     let mut written: BTreeMap<ObjectRef, Report> = BTreeMap::new();
     let mut told = BTreeSet::new();
     loop {
         let current = worlds.borrow_and_update().clone();
         let mut failed = false;
+        seen.mark_unchanged();
+        for (reference, status) in taken(&statuses) {
+            if written.get(&reference).is_some_and(|report| say::merge(report, &status, CONTROLLER, "").is_some()) {
+                written.remove(&reference);
+            }
+        }
         if *leads.borrow_and_update() {
             let reports = reports(&current);
             written.retain(|reference, _| reports.contains_key(reference));
@@ -64,12 +81,28 @@ pub async fn follow(client: Client, mut worlds: watch::Receiver<Arc<Current>>, m
                 false => std::future::pending().await,
             }
         };
+        let other = async {
+            // Its sender is ours.
+            let _ = seen.changed().await;
+            tokio::time::sleep(RESTORE).await;
+        };
         tokio::select! {
             more = worlds.changed() => if more.is_err() { return },
             more = leads.changed() => if more.is_err() { return },
             () = again => {}
+            () = other => {}
         }
     }
+}
+
+/// All of them, which are then no longer there.
+fn taken(statuses: &watch::Sender<Statuses>) -> Statuses {
+    let mut out = Statuses::new();
+    statuses.send_if_modified(|all| {
+        out = std::mem::take(all);
+        false
+    });
+    out
 }
 
 /// No parent of it is ours, and none was.

@@ -12,7 +12,6 @@ pub mod rotate;
 pub mod secret;
 pub mod sign;
 pub mod token;
-mod watched;
 
 pub use ca::{Authority, CaError};
 pub use caller::Caller;

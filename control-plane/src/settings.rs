@@ -74,8 +74,8 @@ pub struct Serve {
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
     pub leaf_lifetime: Duration,
 
-    /// Addresses of the mesh's pods and services, such as 10.244.0.0/16; may be given several times. What a proxy is told
-    /// nothing of within a second is called in plaintext elsewhere, and not at all there
+    /// Addresses of the mesh's pods and services, such as 10.244.0.0/16; may be given several times; without it, those that Nodes and
+    /// ServiceCIDRs name. What a proxy is told nothing of within a second is called in plaintext elsewhere, and not at all there
     #[arg(long, value_name = "CIDR")]
     pub mesh_range: Vec<IpNet>,
 

@@ -4,13 +4,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use weft_cluster::{Cluster, Options};
+use weft_control::source;
+use weft_dialects::world::PodId;
+use weft_kubernetes::client::{Access, connect};
+use weft_policy::id::ServiceId;
 use weft_testkit::dir::TempDir;
-use weft_testkit::wait::poll;
+use weft_testkit::netns::run_in;
+use weft_testkit::wait::{block_on, poll};
 
 const BIN: &str = env!("CARGO_BIN_EXE_weft-control");
 const SOON: Duration = Duration::from_secs(30);
@@ -188,6 +194,7 @@ fn a_cluster_as_a_source() {
     until("ready", || page(&rig.cluster, &rig.replica.status, "/ready"));
 
     objects_come_change_and_go(&rig);
+    what_nodes_say(&rig);
     what_is_for_everybody(&rig);
     kinds_come_and_go(&rig);
     conditions_are_written(&rig);
@@ -222,6 +229,40 @@ fn objects_come_change_and_go(rig: &Rig) {
     rig.sees("service/second.demo", true);
     rig.kubectl(&["delete", "-n", "demo", "service/second"]);
     rig.sees("service/second.demo", false);
+}
+
+/// In which zone an endpoint is, and which addresses are the mesh's own: as somebody sees it who reads the cluster as the replica does.
+fn what_nodes_say(rig: &Rig) {
+    let ask = |args: &str| rig.kubectl(&args.split(' ').collect::<Vec<_>>());
+    let pods = ask("get nodes -o jsonpath={.items[0].spec.podCIDR}");
+    let services = ask("get servicecidrs kubernetes -o jsonpath={.spec.cidrs[0]}");
+    let both = BTreeSet::from([pods.as_str(), services.as_str()]);
+    let label = |zone: &str| drop(ask(&format!("label nodes --all --overwrite topology.kubernetes.io/zone{zone}")));
+    let access = Access { kubeconfig: Some(rig.cluster.kubeconfig()), context: None };
+    let seen = || async {
+        let (out, mut found) = tokio::sync::watch::channel(Arc::default());
+        let (statuses, _) = tokio::sync::watch::channel(source::Statuses::default());
+        let reading = tokio::spawn(source::kube::watch(connect(&access).await.unwrap(), out, statuses));
+        for zone in ["=a", "=b", "-"] {
+            label(zone);
+            let wanted = zone.strip_prefix('=');
+            let known = found.wait_for(|found| {
+                let (world, _) = weft_dialects::translate(&found.objects, &weft_dialects::Options::default());
+                let id = PodId { namespace: "demo".into(), name: "web-1".into() };
+                let (Some(web), Some(pod)) = (world.services.get(&ServiceId::new("demo", "web")), world.pods.get(&id))
+                else {
+                    return false;
+                };
+                let ranges = pod.document["listeners"][0]["meshRanges"].as_array().into_iter().flatten();
+                let endpoint = web.endpoints[&80].get(0);
+                ranges.filter_map(Value::as_str).collect::<BTreeSet<_>>() == both
+                    && endpoint.is_some_and(|e| e["labels"]["topology.kubernetes.io/zone"].as_str() == wanted)
+            });
+            tokio::time::timeout(SOON, known).await.unwrap_or_else(|_| panic!("{zone} {both:?}")).unwrap();
+        }
+        reading.abort();
+    };
+    run_in(&rig.cluster.place().netns(), || block_on(seen()));
 }
 
 fn what_is_for_everybody(rig: &Rig) {
@@ -296,6 +337,20 @@ fn conditions_are_written(rig: &Rig) {
     rig.apply(&policy("web"));
     let now = |v: &Value| v["reason"] == "Accepted" && v["observedGeneration"] == 2;
     rig.condition("trafficpolicy/p", "/status/conditions/0", now);
+    // What somebody took away comes back, though nothing else has changed; what is others' stays.
+    for (object, plural) in [("trafficpolicy/p", "conditions"), ("httproute/r", "parents")] {
+        let wiped = format!(r#"{{"status": {{"{plural}": []}}}}"#);
+        rig.kubectl(&["patch", object, "-n", "demo", "--subresource=status", "--type=merge", "-p", &wiped]);
+        rig.condition(object, &format!("/status/{plural}"), |v| v.as_array().is_some_and(|all| all.len() == 1));
+    }
+    // Linkerd's copy of the kind.
+    rig.apply(&definition("policy.linkerd.io", "HTTPRoute", "httproutes", &["v1beta3"]));
+    let theirs = "apiVersion: policy.linkerd.io/v1beta3\nkind: HTTPRoute\nmetadata: {name: l, namespace: demo}\nspec:\n  parentRefs: \
+                  [{group: core, kind: Service, name: web, port: 80}]\n  rules: [{backendRefs: [{name: gone, port: 80}]}]\n";
+    until("the kind is there", || rig.cluster.apply(theirs).ok());
+    let object = "httproutes.policy.linkerd.io/l";
+    rig.condition(object, "/status/parents/0/conditions/1", |v| v["reason"] == "BackendNotFound");
+    rig.kubectl(&["delete", object, "-n", "demo"]);
     // What is said already is not written again.
     let version =
         || rig.kubectl(&["get", "trafficpolicy/p", "-n", "demo", "-o", "jsonpath={.metadata.resourceVersion}"]);

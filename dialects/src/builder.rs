@@ -27,6 +27,10 @@ pub struct Builder<'a> {
     pub addresses: BTreeMap<ServiceId, IpAddr>,
     /// Every pod, with a sidecar or without.
     pub pods: BTreeMap<PodId, crate::kubernetes::pod::Pod>,
+    /// Labels of nodes that say where they are.
+    pub nodes: BTreeMap<String, BTreeMap<String, String>>,
+    /// Addresses that pods and Services get.
+    pub ranges: Vec<ipnet::IpNet>,
     pub workloads: Vec<crate::kubernetes::workload::Workload>,
     /// By the service they are of.
     pub slices: Vec<crate::kubernetes::endpoint_slice::Slice>,
@@ -182,7 +186,7 @@ impl Service {
 impl<'a> Builder<'a> {
     pub fn new(objects: &'a Objects, options: &'a Options) -> Self {
         let (services, pods, workloads, slices, peer_authentications) = Default::default();
-        let (grants, route_groups, opaque_ports, overlays) = Default::default();
+        let (nodes, ranges, grants, route_groups, opaque_ports, overlays) = Default::default();
         let addresses = crate::kubernetes::addresses(objects);
         Self {
             objects,
@@ -190,6 +194,8 @@ impl<'a> Builder<'a> {
             services,
             addresses,
             pods,
+            nodes,
+            ranges,
             workloads,
             slices,
             grants,

@@ -26,9 +26,9 @@ impl Kind {
         }
     }
 
-    /// Every cluster serves it; others are CustomResourceDefinitions, which come and go.
+    /// Kubernetes' own; others are CustomResourceDefinitions, which come and go.
     pub fn is_built_in(&self) -> bool {
-        ["", "apps", "batch", "discovery.k8s.io"].contains(&self.group)
+        ["", "apps", "batch", "discovery.k8s.io", "networking.k8s.io"].contains(&self.group)
     }
 
     pub fn is(&self, object: &Object) -> bool {
@@ -58,6 +58,8 @@ const ISTIO: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 /// In the order in which they are translated: what others refer to comes first. A kind may be here more than once.
 pub const KINDS: &[Kind] = &[
     kind("", "Namespace", &["v1"], kubernetes::namespace::translate),
+    kind("", "Node", &["v1"], kubernetes::node::translate),
+    kind("networking.k8s.io", "ServiceCIDR", &["v1"], kubernetes::node::services),
     kind("", "Service", &["v1"], kubernetes::service::translate),
     kind("", "Pod", &["v1"], kubernetes::pod::translate),
     kind("discovery.k8s.io", "EndpointSlice", &["v1"], kubernetes::endpoint_slice::translate),
@@ -113,8 +115,13 @@ const UNWATCHED: &[&str] = &["ConfigMap", "Secret", "ServiceAccount", "ReplicaSe
 
 /// The kinds worth a watch of a cluster, each once.
 pub fn watched() -> Vec<&'static Kind> {
+    all().into_iter().filter(|k| !UNWATCHED.contains(&k.kind)).collect()
+}
+
+/// All kinds, each once.
+pub fn all() -> Vec<&'static Kind> {
     let mut out: Vec<&Kind> = Vec::new();
-    for kind in KINDS.iter().filter(|k| !UNWATCHED.contains(&k.kind)) {
+    for kind in KINDS {
         if !out.iter().any(|k| (k.group, k.kind) == (kind.group, kind.kind)) {
             out.push(kind);
         }

@@ -40,7 +40,7 @@ pub struct Options {
     pub cluster_domain: String,
     /// Where mesh-wide objects live.
     pub root_namespace: String,
-    /// Addresses of the mesh's pods and services (CIDR).
+    /// Addresses of the mesh's pods and services (CIDR), in the place of what Nodes and ServiceCIDRs say.
     pub mesh_ranges: Vec<String>,
     /// Where sidecars send spans, and of how many requests.
     pub tracing: Tracing,

@@ -112,7 +112,13 @@ fn object(file: &Arc<str>, node: Node, default_namespace: &str, diags: &mut Diag
 fn is_cluster_wide(kind: &str) -> bool {
     matches!(
         kind,
-        "Namespace" | "Node" | "GatewayClass" | "ClusterRole" | "ClusterRoleBinding" | "CustomResourceDefinition"
+        "Namespace"
+            | "Node"
+            | "ServiceCIDR"
+            | "GatewayClass"
+            | "ClusterRole"
+            | "ClusterRoleBinding"
+            | "CustomResourceDefinition"
     )
 }
 

@@ -45,14 +45,16 @@ pub fn build(
     let wishes = Wishes::read(request.namespace, &template, warnings);
     let mode = wishes.mode.unwrap_or(settings.mode);
     let mut record = Record::new(dialect);
-    advise(request.namespace, &template, mode, warnings);
+    let rewrite = wishes.rewrite_probes.unwrap_or(settings.rewrite_probes);
+    advise(request.namespace, &template, mode, rewrite, warnings);
 
     let mut plan = times(settings, wishes, dialect, mode, &template, warnings);
     let Some(pod) = workload::pointer(request.object).and_then(|p| object.pointer_mut(p)) else {
         return Outcome::Skipped("it has no pod template".into());
     };
-    if plan.wishes.rewrite_probes.unwrap_or(settings.rewrite_probes) {
-        plan.probes = probes::rewrite(pod, &mut record, warnings);
+    let hold = plan.wishes.hold.unwrap_or(settings.hold);
+    if rewrite {
+        plan.probes = probes::rewrite(pod, hold, &mut record, warnings);
     }
     let merge = plan.wishes.merge_metrics.unwrap_or(settings.merge_metrics);
     let mut annotations = vec![("weft.dev/sidecar".to_string(), "true".to_string())];
@@ -78,7 +80,6 @@ pub fn build(
         Mode::Native => record.list(spec, "initContainers", |list| drop(list.splice(0..0, [init, container]))),
         Mode::Classic => {
             record.list(spec, "initContainers", |list| list.push(init));
-            let hold = plan.wishes.hold.unwrap_or(settings.hold);
             // The kubelet starts one after the other, and waits for a hook before the next.
             record.list(spec, "containers", |list| list.insert(if hold { 0 } else { list.len() }, container));
         }
@@ -118,7 +119,7 @@ fn times<'a>(
 }
 
 /// What is going to hurt, told before it does.
-fn advise(namespace: &Namespace, template: &Template<'_>, mode: Mode, warnings: &mut Warnings) {
+fn advise(namespace: &Namespace, template: &Template<'_>, mode: Mode, rewrite: bool, warnings: &mut Warnings) {
     let level = namespace.labels.get("pod-security.kubernetes.io/enforce").map(String::as_str);
     if let Some(level @ ("restricted" | "baseline")) = level {
         warnings.add(format!(
@@ -143,7 +144,7 @@ fn advise(namespace: &Namespace, template: &Template<'_>, mode: Mode, warnings: 
         }
         for hook in ["postStart", "preStop"] {
             let of = container.get("lifecycle").and_then(|l| l.get(hook)?.get("httpGet"));
-            if of.is_some() {
+            if of.is_some() && !rewrite {
                 warnings.add(format!("the kubelet calls {hook}.httpGet without mTLS, which STRICT refuses; use exec"));
             }
         }

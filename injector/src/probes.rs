@@ -1,20 +1,32 @@
 //! The kubelet has no certificate, so what it asks of an app would be refused under STRICT. It asks the sidecar instead, which
 //! asks the app over loopback: `/app-health/CONTAINER/readyz` on 15020, as with Istio. What was to be asked is told to the sidecar
 //! (`WEFT_APP_PROBES`), by path: `{"/app-health/web/livez": {"httpGet": {"port": 8080, "path": "/"}, "timeoutSeconds": 1}}`.
+//!
+//! The hooks at a container's start and end are asked in the same way. The kubelet does so once, so that a sidecar that is not
+//! there yet would end the app: the hook at the start goes that way only where the app waits for its sidecar.
 
 use crate::record::Record;
 use crate::workload::name;
 use crate::{AGENT, READY, Warnings, shown};
 use serde_json::{Map, Value, json};
 
-const PROBES: [(&str, &str); 3] =
-    [("readinessProbe", "readyz"), ("livenessProbe", "livez"), ("startupProbe", "startupz")];
+/// Where they stand in a container, and what they are called in a path.
+const PROBES: [(&str, &str); 5] = [
+    ("readinessProbe", "readyz"),
+    ("livenessProbe", "livez"),
+    ("startupProbe", "startupz"),
+    (AT_START, "poststartz"),
+    ("lifecycle/preStop", "prestopz"),
+];
+const AT_START: &str = "lifecycle/postStart";
+/// Hooks name none, and may take long; a sidecar does not wait for longer.
+const HOOK_SECONDS: u64 = 15;
 const HANDLERS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
 /// A process does not start with more than 128 KiB in one variable.
 const MAX_BYTES: usize = 64 << 10;
 
-/// Changes them where they stand, and says what the sidecar is to ask.
-pub fn rewrite(pod: &mut Value, record: &mut Record, warnings: &mut Warnings) -> Map<String, Value> {
+/// Changes them where they stand, and says what the sidecar is to ask. `held`: no app starts before its sidecar is ready.
+pub fn rewrite(pod: &mut Value, held: bool, record: &mut Record, warnings: &mut Warnings) -> Map<String, Value> {
     let mut asked = Map::new();
     let mut bytes = 0;
     let Some(spec) = pod.get_mut("spec") else { return asked };
@@ -27,22 +39,30 @@ pub fn rewrite(pod: &mut Value, record: &mut Record, warnings: &mut Warnings) ->
             }
             for (probe, path) in PROBES {
                 let owner = name(container).to_string();
+                let mut stays = |why: &str| {
+                    let probe = probe.rsplit('/').next().unwrap_or(probe);
+                    warnings.add(format!("{probe} of container {} stays as it is: {why}", shown(&owner)));
+                };
                 let found = match one(container, probe) {
                     Ok(Some(found)) => found,
                     Ok(None) => continue,
                     Err(why) => {
-                        warnings.add(format!("{probe} of container {} stays as it is: {why}", shown(&owner)));
+                        stays(&why);
                         continue;
                     }
                 };
+                if probe == AT_START && !held {
+                    stays("the app does not wait for its sidecar; STRICT refuses what the kubelet asks, use exec");
+                    continue;
+                }
                 bytes += found.entry.to_string().len() + owner.len();
                 if bytes > MAX_BYTES {
-                    warnings
-                        .add(format!("{probe} of container {owner} stays as it is: all probes have too many bytes"));
+                    stays("all probes have too many bytes");
                     continue;
                 }
                 let path = format!("/app-health/{owner}/{path}");
-                let Some(fields) = container.get_mut(probe).and_then(Value::as_object_mut) else { continue };
+                let place = format!("/{probe}");
+                let Some(fields) = container.pointer_mut(&place).and_then(Value::as_object_mut) else { continue };
                 record.probe(&owner, probe, found.handler, fields.remove(found.handler).unwrap_or_default());
                 fields.insert("httpGet".into(), json!({"path": path, "port": AGENT, "scheme": "HTTP"}));
                 asked.insert(path, found.entry);
@@ -59,7 +79,7 @@ struct Found {
 
 /// A probe that can be asked by the sidecar; None if it need not.
 fn one(container: &Value, probe: &str) -> Result<Option<Found>, String> {
-    let Some(fields) = container.get(probe).and_then(Value::as_object) else { return Ok(None) };
+    let Some(fields) = container.pointer(&format!("/{probe}")).and_then(Value::as_object) else { return Ok(None) };
     let Some(handler) = HANDLERS.into_iter().find(|h| fields.contains_key(*h)) else { return Ok(None) };
     let owner = name(container);
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -79,6 +99,8 @@ fn one(container: &Value, probe: &str) -> Result<Option<Found>, String> {
     let mut entry = json!({handler: how});
     if let Some(timeout) = fields.get("timeoutSeconds").filter(|t| t.is_u64()) {
         entry["timeoutSeconds"] = timeout.clone();
+    } else if probe.contains('/') {
+        entry["timeoutSeconds"] = HOOK_SECONDS.into();
     }
     Ok(Some(Found { handler, entry }))
 }

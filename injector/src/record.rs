@@ -171,9 +171,9 @@ fn restore(within: &mut Map<String, Value>, name: &str, made: &Map<String, Value
     }
 }
 
-/// A probe's own handler, unless somebody has written another one since.
+/// A probe's own handler (`livenessProbe`, `lifecycle/preStop`), unless somebody has written another one since.
 fn put_back(container: &mut Value, probe: &str, was: &Value) {
-    let Some(fields) = container.get_mut(probe).and_then(Value::as_object_mut) else { return };
+    let Some(fields) = container.pointer_mut(&format!("/{probe}")).and_then(Value::as_object_mut) else { return };
     let ours = |get: &Value| {
         get.get("port").and_then(Value::as_u64) == Some(AGENT.into())
             && get.get("path").and_then(Value::as_str).is_some_and(|p| p.starts_with("/app-health/"))

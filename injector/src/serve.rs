@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Namespace as Found;
 use kube::api::{Api, PartialObjectMeta};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -50,7 +51,7 @@ impl Namespaces {
                 }
                 Seen::Gone(one) => drop(known.remove(&namespace(&one).name)),
             }
-            ControlFlow::Continue(())
+            ready(ControlFlow::Continue(()))
         };
         follow(api, None, tell).await;
     }

@@ -48,6 +48,27 @@ spec:
       volumes: [{name: data, emptyDir: {}}]
 ";
 
+/// Hooks that a sidecar can ask, and some that nobody can.
+const HOOKS: &str = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+spec:
+  containers:
+  - name: app
+    image: web:1
+    ports: [{name: http, containerPort: 8080}]
+    lifecycle:
+      postStart: {httpGet: {path: /warm, port: http}}
+      preStop: {httpGet: {path: /drain, port: 8080, scheme: HTTPS, httpHeaders: [{name: x-why, value: end}]}}
+  - name: helper
+    image: helper:1
+    lifecycle: {preStop: {tcpSocket: {port: 9000}}}
+  - name: other
+    image: other:1
+    lifecycle: {postStart: {exec: {command: ['true']}}, preStop: {sleep: {seconds: 3}}}
+";
+
 const BARE: &str = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, image: b, futureField: {x: 1}}]}\n";
 
 fn deployment(annotation: &str) -> Value {
@@ -57,6 +78,7 @@ fn deployment(annotation: &str) -> Value {
 fn goldens() -> Vec<(&'static str, Value, Namespace)> {
     vec![
         ("istio-native", deployment("sidecar.istio.io/logLevel: debug"), shop()),
+        ("istio-hooks", yaml(HOOKS), shop()),
         ("istio-classic", deployment("sidecar.istio.io/nativeSidecar: 'false'"), shop()),
         ("linkerd-native", deployment("config.linkerd.io/skip-outbound-ports: '25,3306'"), linkerd()),
         ("weft-bare-pod", yaml(BARE), weft()),
@@ -166,7 +188,7 @@ fn the_patch_makes_the_pod_and_uninject_unmakes_it() {
         assert_eq!(uninject(&injected.object), Ok(Some(object.clone())), "{name}");
         assert_eq!(uninject(object).unwrap_or(None), None, "{name}");
     }
-    assert_eq!(all.len(), 5 + 8 * 6 + 12 + 1);
+    assert_eq!(all.len(), 6 + 8 * 6 + 12 + 1);
 }
 
 #[test]
@@ -286,6 +308,26 @@ fn probes_are_asked_by_the_sidecar() {
         assert!(found.warnings.len() == 1 && found.warnings[0].contains(why), "{why}: {:?}", found.warnings);
         assert_eq!(container(&injected(found).object, &["app"])["livenessProbe"], probe);
     }
+}
+
+/// The kubelet asks at the start once: a sidecar that is not there yet would end the app.
+#[test]
+fn hooks_at_the_start_wait_for_a_sidecar() {
+    let hooks = |annotations: &str| {
+        let found =
+            verdict(&yaml(&HOOKS.replace("namespace: shop", &format!("annotations: {{{annotations}}}"))), &shop());
+        let warnings = found.warnings.join("\n");
+        (container(&injected(found).object, &["app"])["lifecycle"].clone(), warnings)
+    };
+    let ours = |hook: &Value| hook["httpGet"]["port"] == 15020;
+    let (both, warnings) = hooks("");
+    assert!(ours(&both["postStart"]) && ours(&both["preStop"]) && warnings.is_empty(), "{both} {warnings}");
+    let (one, warnings) = hooks("weft.dev/hold-application: 'false'");
+    assert!(!ours(&one["postStart"]) && ours(&one["preStop"]), "{one}");
+    assert!(warnings.contains("postStart of container \"app\" stays as it is"), "{warnings}");
+    let (none, warnings) = hooks("weft.dev/rewrite-probes: 'false'");
+    assert!(!ours(&none["postStart"]) && !ours(&none["preStop"]), "{none}");
+    assert_eq!(warnings.matches("without mTLS").count(), 2, "{warnings}");
 }
 
 #[test]

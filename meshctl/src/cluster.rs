@@ -58,6 +58,10 @@ impl Cluster {
         Ok(Self { namespace: client.default_namespace().into(), client, context })
     }
 
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// What went wrong with a request, for somebody who wanted `what`.
     fn failed(&self, what: &str, error: &kube::Error) -> Error {
         if let kube::Error::Api(status) = error {

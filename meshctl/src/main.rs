@@ -2,6 +2,7 @@
 
 mod analyze;
 mod apply;
+mod ca;
 mod check;
 mod cluster;
 mod completions;
@@ -60,6 +61,7 @@ enum Command {
     Upgrade(Box<install::Upgrade>),
     Uninstall(uninstall::Uninstall),
     Check(check::Check),
+    Ca(ca::Ca),
     Inject(inject::Inject),
     Uninject(inject::Uninject),
     /// Look into the sidecars of a running lab or a cluster
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Upgrade(upgrade) => upgrade.run(),
         Command::Uninstall(uninstall) => uninstall.run(),
         Command::Check(check) => check.run(),
+        Command::Ca(ca) => ca.run(),
         Command::Inject(inject) => inject.run(),
         Command::Uninject(uninject) => uninject.run(),
         Command::Proxy(proxy) => proxy.run(),
@@ -135,6 +138,9 @@ mod tests {
             &["meshctl", "upgrade", "--values", "mesh.yaml", "--timeout", "10m"],
             &["meshctl", "uninstall", "--purge", "-y", "--kubeconfig", "k"],
             &["meshctl", "check", "--proxy", "-n", "shop", "-o", "json"],
+            &["meshctl", "ca", "status", "-o", "json", "--lab", "abc"],
+            &["meshctl", "ca", "rotate", "--wait", "--timeout", "30m", "--kubeconfig", "k"],
+            &["meshctl", "ca", "rotate", "--force"],
             &["meshctl", "proxy", "clusters", "web", "-o", "json"],
             &["meshctl", "proxy", "log-level", "web", "debug"],
             &["meshctl", "status", "-o", "wide"],
@@ -164,6 +170,9 @@ mod tests {
             &["meshctl", "install", "--dry-run", "-y"],
             &["meshctl", "check", "--pre", "--proxy"],
             &["meshctl", "check", "-n", "shop"],
+            &["meshctl", "ca"],
+            &["meshctl", "ca", "rotate", "--timeout", "30m"],
+            &["meshctl", "ca", "rotate", "--wait", "--force"],
             &["meshctl", "delete"],
             &["meshctl", "delete", "vs", "web", "-f", "a.yaml"],
             &["meshctl", "get"],

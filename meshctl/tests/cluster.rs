@@ -8,7 +8,10 @@ use serde_json::Value;
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 use weft_cluster::{Cluster, Image, Options};
+use weft_testkit::dir::TempDir;
+use weft_testkit::wait::until;
 
 /// Of the kinds used here, without their schemas.
 fn kinds() -> String {
@@ -141,6 +144,7 @@ fn a_cluster_is_as_good_as_a_lab() {
     objects(&cluster);
     routes(&cluster);
     pods(&cluster);
+    root(&cluster);
     doors(&cluster);
     cluster.stop().unwrap();
 }
@@ -226,6 +230,34 @@ fn pods(cluster: &Cluster) {
     let none = fails(cluster, &["proxy", "config", "plain.shop"], "");
     assert!(none.contains("plain.shop has no sidecar") && none.contains("rollout restart"), "{none}");
     assert!(fails(cluster, &["proxy", "config", "nobody", "-n", "shop"], "").contains("one of client-1, plain"));
+}
+
+/// A control plane that stands for the pod: its Secret, and what it writes down of a rotation. No sidecar has a certificate, so nobody is
+/// waited for.
+fn root(cluster: &Cluster) {
+    let none = fails(cluster, &["ca", "status"], "");
+    assert!(none.contains("Secret weft-ca") && none.contains("meshctl check"), "{none}");
+    let state = TempDir::new();
+    let program = Path::new(kit::MESHCTL).with_file_name("weft-control");
+    let mut command = cluster.command(program.to_str().unwrap());
+    command.args(["--kube", "--listen", "127.0.0.1:0", "--log", "error", "--state"]).arg(state.path());
+    let mut control = command.env("POD_NAME", "weft-control-1").env("POD_NAMESPACE", "weft-system").spawn().unwrap();
+    let status = |wanted: &str| {
+        until("the Secret", Duration::from_secs(60), || meshctl(cluster, &["ca", "status"], "").code == Some(0));
+        let json: Value = serde_json::from_str(&ok(cluster, &["ca", "status", "-o", "json"])).unwrap();
+        assert_eq!(json["stage"], wanted, "{json:#}");
+        json
+    };
+    let before = status("single");
+    let first = ok(cluster, &["ca", "rotate"]);
+    assert!(first.contains("is trusted beside") && first.contains("next: the second root signs"), "{first}");
+    assert_eq!(status("introduced")["roots"].as_array().unwrap().len(), 2);
+    let rest: Value =
+        serde_json::from_str(&ok(cluster, &["ca", "rotate", "--wait", "--timeout", "60s", "-o", "json"])).unwrap();
+    assert_eq!(rest["steps"].as_array().unwrap().len(), 2, "{rest:#}");
+    assert_ne!(status("single")["roots"], before["roots"]);
+    control.kill().unwrap();
+    control.wait().unwrap();
 }
 
 fn doors(cluster: &Cluster) {

@@ -203,6 +203,7 @@ fn checked(cluster: &Cluster) {
     answer.says("everything is of version", "ok", "");
     answer.says("knows weft-injector's certificate", "error", "no caBundle");
     answer.says("a pod that asks for a sidecar gets one", "error", "");
+    answer.says("where weft-injector only advises", "error", "advise.weft.dev has no caBundle");
     answer.says("knows weft-control's certificate", "error", "no caBundle");
     answer.says("the CA is kept", "error", "no Secret weft-ca");
     answer.says("the root of trust", "error", "no root in ConfigMap");
@@ -248,12 +249,14 @@ fn checked(cluster: &Cluster) {
     };
     bundle("validatingwebhookconfiguration", "weft-control");
     bundle("mutatingwebhookconfiguration", "weft-injector");
+    bundle("validatingwebhookconfiguration", "weft-injector");
     kubectl(cluster, "delete crd telemetries.telemetry.istio.io");
     kubectl(cluster, "-n weft-system set image deployment/weft-injector weft-injector=weft/injector:0.0.9");
     let answer = Answer::of(cluster, &["--proxy"]);
     answer.says("every kind is defined", "error", "telemetries");
     answer.says("everything is of version", "warning", "weft/injector:0.0.9");
     answer.says("knows weft-injector's certificate", "ok", "");
+    answer.says("where weft-injector only advises", "ok", "");
     answer.says("knows weft-control's certificate", "ok", "");
     answer.says("the CA is kept", "ok", "");
     answer.says("the root of trust", "warning", "it ends in");

@@ -325,9 +325,32 @@ fn sidecars_carry_it_all() {
         assert_eq!(lab.ask("web", "http://users/")["service"], "users");
     }
     lab.ready("users", 1);
+    the_root_is_rotated(&lab);
     assert!(lab.get(&["logs", "web", "-c", "sidecar"]).contains("users"));
     let pids = lab.pids();
     lab.signal("-INT");
     assert!(lab.wait_exit().success(), "{}", lab.out());
     lab.assert_gone(&pids);
+}
+
+/// As far as it goes before certificates are renewed.
+fn the_root_is_rotated(lab: &Lab) {
+    let ca = |args: &[&str]| {
+        let output = meshctl(lab.home.path(), &[&["ca"][..], args].concat()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, err) = ca(&["status"]);
+    assert!(code == Some(0) && out.contains("no rotation is under way"), "{out}{err}");
+    let (code, out, err) = ca(&["rotate"]);
+    assert!(code == Some(0) && out.contains("is trusted beside"), "{out}{err}");
+    let (code, out, err) = ca(&["status", "--wait", "--timeout", "60s", "-o", "json"]);
+    let status = body(&out);
+    assert!(code == Some(0) && status["stage"] == "introduced" && status["waitsFor"].is_null(), "{out}{err}");
+    let (code, out, err) = ca(&["rotate"]);
+    assert!(code == Some(0) && out.contains("is still trusted"), "{out}{err}");
+    let (code, out, err) = ca(&["rotate"]);
+    assert!(code == Some(1) && out.is_empty() && err.contains("are still in use, by"), "{out}{err}");
+    assert!(err.contains("try: meshctl ca rotate --wait"), "{err}");
+    assert_eq!(lab.ask("web", "http://users/")["caller"], "spiffe://cluster.local/ns/shop/sa/web");
 }

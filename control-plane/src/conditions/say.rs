@@ -9,7 +9,13 @@ use weft_policy::diag::Severity;
 use weft_policy::doc::{Node, Value as Doc};
 use weft_policy::yaml;
 
-const ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
+/// Those with `status.parents`, and with `status.conditions`.
+const ROUTES: [(&str, &str); 3] = [
+    ("gateway.networking.k8s.io", "HTTPRoute"),
+    ("gateway.networking.k8s.io", "GRPCRoute"),
+    ("policy.linkerd.io", "HTTPRoute"),
+];
+const POLICY: (&str, &str) = ("weft.dev", "TrafficPolicy");
 const MAX_MESSAGE: usize = 1024;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +42,11 @@ pub struct Report {
     pub about: About,
 }
 
+/// Whether there is something of ours in the status of a kind.
+pub fn has_conditions(group: &str, kind: &str) -> bool {
+    ROUTES.contains(&(group, kind)) || POLICY == (group, kind)
+}
+
 /// `None`: its kind has no status of ours, or it was never in a cluster.
 pub fn report(object: &Object, findings: &[&Finding]) -> Option<Report> {
     let meta = field(&object.node, "metadata")?;
@@ -43,8 +54,8 @@ pub fn report(object: &Object, findings: &[&Finding]) -> Option<Report> {
         return None;
     };
     let about = match (object.group(), object.kind.as_str()) {
-        ("gateway.networking.k8s.io", kind) if ROUTES.contains(&kind) => About::Parents(parents(object, findings)),
-        ("weft.dev", "TrafficPolicy") => About::Whole(vec![policy(findings)]),
+        kind if ROUTES.contains(&kind) => About::Parents(parents(object, findings)),
+        kind if kind == POLICY => About::Whole(vec![policy(findings)]),
         _ => return None,
     };
     Some(Report { uid: uid.clone(), generation: *generation, about })

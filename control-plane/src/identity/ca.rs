@@ -79,6 +79,15 @@ impl Stage {
     pub fn word(self) -> &'static str {
         Self::WORDS.iter().find(|(s, _)| *s == self).map_or("", |(_, w)| w)
     }
+
+    /// What the next step of a rotation does.
+    pub fn next(self) -> &'static str {
+        match self {
+            Self::Single => "a second root is made and trusted beside the first",
+            Self::Introduced => "the second root signs",
+            Self::Switched => "the first root goes",
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 //! are not, as far as it can tell. What anybody says a pod has, it has, also when who said so is gone.
 
 use super::ca::{Authority, CaError, Stage, seconds};
-use super::rotate::{self, newest, some};
+use super::rotate::{self, Progress, newest, some};
 use super::secret::{self, kube};
 use crate::scope;
 use crate::state::StateDir;
@@ -186,9 +186,8 @@ fn look(
     Ok((have, need))
 }
 
-/// Takes the next step and says what it was.
-pub async fn step(client: Client, namespace: &str, force: bool, now: SystemTime) -> Result<String, CaError> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+/// The Secret, and what it holds.
+async fn held(api: &Api<Secret>, namespace: &str) -> Result<(Secret, Scratch, Authority), CaError> {
     let held = api.get_opt(secret::NAME).await.map_err(|e| kube(&e))?;
     let held = held.ok_or_else(|| {
         CaError::Secret(format!(
@@ -198,8 +197,29 @@ pub async fn step(client: Client, namespace: &str, force: bool, now: SystemTime)
     let scratch = Scratch::new()?;
     secret::write(&scratch.0, &secret::files(&held)?)?;
     let ca = Authority::load(&scratch.0)?.ok_or(CaError::None)?;
-    if let Some(about) = About::of(&ca).filter(|_| !force) {
-        is_spread(&client, namespace, &about).await?;
+    Ok((held, scratch, ca))
+}
+
+async fn is_ready(client: &Client, namespace: &str, ca: &Authority) -> Result<(), CaError> {
+    match About::of(ca) {
+        Some(about) => is_spread(client, namespace, &about).await,
+        None => Ok(()),
+    }
+}
+
+/// As it is now.
+pub async fn progress(client: Client, namespace: &str) -> Result<Progress, CaError> {
+    let (_, _, ca) = held(&Api::namespaced(client.clone(), namespace), namespace).await?;
+    let ready = is_ready(&client, namespace, &ca).await;
+    Progress::of(&ca, ready)
+}
+
+/// Takes the next step and says what it was.
+pub async fn step(client: Client, namespace: &str, force: bool, now: SystemTime) -> Result<String, CaError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let (held, scratch, ca) = held(&api, namespace).await?;
+    if !force {
+        is_ready(&client, namespace, &ca).await?;
     }
     // A CA that was given, and has been replaced since by whoever gives it: that is the new root.
     let given = match secret::given(&held)? {

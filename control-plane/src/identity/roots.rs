@@ -3,7 +3,6 @@
 //! another replica wrote that has heard of a rotation later or sooner than we.
 
 use super::ca::Authority;
-use super::watched::{self, News};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
@@ -13,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use weft_kubernetes::watch::{Seen, send};
 
 pub const NAME: &str = "weft-root";
 pub const KEY: &str = "root.pem";
@@ -45,9 +45,7 @@ impl Roots {
     pub async fn follow(mut self, mut authority: watch::Receiver<Arc<Authority>>) {
         let ((namespaces_in, mut namespaces), (maps_in, mut maps)) = (mpsc::channel(64), mpsc::channel(64));
         let api: (Api<Namespace>, Api<ConfigMap>) = (Api::all(self.client.clone()), Api::all(self.client.clone()));
-        let watching = async {
-            tokio::join!(watched::watch(api.0, None, namespaces_in), watched::watch(api.1, Some(NAME), maps_in))
-        };
+        let watching = async { tokio::join!(send(api.0, None, namespaces_in), send(api.1, Some(NAME), maps_in)) };
         let keeping = async {
             // Without the list of what is there, everything would seem to be missing.
             let mut listed = false;
@@ -81,14 +79,14 @@ impl Roots {
         tokio::join!(watching, keeping);
     }
 
-    fn namespaces(&mut self, news: News<Namespace>) {
+    fn namespaces(&mut self, news: Seen<Namespace>) {
         let now = Instant::now();
         let stays = |n: &Namespace| {
             let phase = n.status.as_ref().and_then(|s| s.phase.as_deref());
             n.metadata.deletion_timestamp.is_none() && phase != Some("Terminating")
         };
         match news {
-            News::All(all) => {
+            Seen::All(all) => {
                 self.places.values_mut().for_each(|p| p.wanted = false);
                 for namespace in &all {
                     let place = self.places.entry(namespace.name_any()).or_default();
@@ -96,24 +94,24 @@ impl Roots {
                 }
                 self.places.retain(|_, p| p.wanted || p.has.is_some());
             }
-            News::Now(namespace) => {
+            Seen::One(namespace) => {
                 let place = self.places.entry(namespace.name_any()).or_default();
                 if !place.wanted {
                     place.due = Some(now);
                 }
                 place.wanted = stays(&namespace);
             }
-            News::Gone(namespace) => {
+            Seen::Gone(namespace) => {
                 self.places.remove(&namespace.name_any());
             }
         }
     }
 
-    fn maps(&mut self, news: News<ConfigMap>) {
+    fn maps(&mut self, news: Seen<ConfigMap>) {
         let pem = |map: &ConfigMap| map.data.as_ref().and_then(|d| d.get(KEY)).cloned();
         let (later, now) = (Instant::now() + SOON, Instant::now());
         match news {
-            News::All(all) => {
+            Seen::All(all) => {
                 for place in self.places.values_mut() {
                     (place.has, place.due) = (None, Some(now));
                 }
@@ -122,11 +120,11 @@ impl Roots {
                     (place.has, place.due) = (pem(map), Some(now));
                 }
             }
-            News::Now(map) => {
+            Seen::One(map) => {
                 let place = self.places.entry(map.namespace().unwrap_or_default()).or_default();
                 (place.has, place.due) = (pem(&map), place.due.or(Some(later)));
             }
-            News::Gone(map) => {
+            Seen::Gone(map) => {
                 if let Some(place) = self.places.get_mut(&map.namespace().unwrap_or_default()) {
                     (place.has, place.due) = (None, Some(later));
                 }

@@ -22,6 +22,48 @@ use weft_policy::id::SpiffeId;
 const SPREAD: &str = "spread.json";
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How far a rotation is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub stage: Stage,
+    /// Seconds since 1970 at which the stage began.
+    pub since: u64,
+    /// Those that are trusted, the older one first.
+    pub roots: Vec<String>,
+    pub signing: String,
+    /// What the next step has to wait for.
+    pub waits: Option<String>,
+}
+
+impl Progress {
+    /// `ready`: whether the next step can be taken.
+    pub fn of(ca: &Authority, ready: Result<(), CaError>) -> Result<Self, CaError> {
+        let waits = match ready {
+            Ok(()) => None,
+            Err(CaError::TooEarly(why)) => Some(why),
+            Err(error) => return Err(error),
+        };
+        let roots = ca.roots.iter().map(|r| r.id.clone()).collect();
+        Ok(Self { stage: ca.stage, since: ca.since, roots, signing: ca.signing.clone(), waits })
+    }
+}
+
+/// As it is now.
+pub fn progress(dir: &StateDir, now: SystemTime) -> Result<Progress, CaError> {
+    let _lock = dir.lock()?;
+    let ca = Authority::load(dir)?.ok_or(CaError::None)?;
+    Progress::of(&ca, is_ready(dir, &ca, now))
+}
+
+/// Whether everybody is where the next step wants them.
+fn is_ready(dir: &StateDir, ca: &Authority, now: SystemTime) -> Result<(), CaError> {
+    match (ca.stage, ca.roots.as_slice()) {
+        (Stage::Introduced, [_, new]) => is_spread(dir, ca, &new.id),
+        (Stage::Switched, [old, _]) => is_renewed(dir, &old.id, now),
+        _ => Ok(()),
+    }
+}
+
 /// Takes the next step and says what it was.
 pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaError> {
     step_to(dir, None, force, now)
@@ -31,6 +73,9 @@ pub fn step(dir: &StateDir, force: bool, now: SystemTime) -> Result<String, CaEr
 pub fn step_to(dir: &StateDir, given: Option<String>, force: bool, now: SystemTime) -> Result<String, CaError> {
     let _lock = dir.lock()?;
     let ca = Authority::load(dir)?.ok_or(CaError::None)?;
+    if !force {
+        is_ready(dir, &ca, now)?;
+    }
     let ids: Vec<&str> = ca.roots.iter().map(|r| r.id.as_str()).collect();
     let done = match (ca.stage, ids.as_slice()) {
         (Stage::Single, [old]) => {
@@ -39,26 +84,12 @@ pub fn step_to(dir: &StateDir, given: Option<String>, force: bool, now: SystemTi
             format!("root {new} is trusted beside {old}, which still signs; next: {new} signs")
         }
         (Stage::Introduced, [old, new]) => {
-            if !force {
-                is_spread(dir, &ca, new)?;
-            }
             Authority::store(dir, &ca.domain, Stage::Switched, &[old, new], new, now)?;
             format!(
                 "root {new} signs; {old} is still trusted; next: {old} goes, when what it signed is no longer in use"
             )
         }
         (Stage::Switched, [old, new]) => {
-            let at = seconds(now);
-            let records = newest(Authority::records(dir)?);
-            let held: Vec<&Record> = records.values().filter(|r| r.issuer == *old && r.not_after > at).collect();
-            let left = held.iter().map(|r| r.not_after - at).max().unwrap_or(0);
-            if !held.is_empty() && !force {
-                let who = held.iter().map(|r| if r.pod.is_empty() { r.identity.as_str() } else { r.pod.as_str() });
-                return Err(CaError::TooEarly(format!(
-                    "certificates of root {old} are still in use, for up to {left} s, by {}; wait until they are renewed, or use --force",
-                    some(who)
-                )));
-            }
             Authority::store(dir, &ca.domain, Stage::Single, &[new], new, now)?;
             Root::remove_key(dir, old)?;
             format!("root {old} is gone; {new} is the only one")
@@ -75,6 +106,18 @@ pub fn step_to(dir: &StateDir, given: Option<String>, force: bool, now: SystemTi
 /// The last certificate of each: who has a newer one has put the older away.
 pub fn newest(records: Vec<Record>) -> BTreeMap<(String, String), Record> {
     records.into_iter().map(|r| ((r.identity.clone(), r.pod.clone()), r)).collect()
+}
+
+fn is_renewed(dir: &StateDir, old: &str, now: SystemTime) -> Result<(), CaError> {
+    let at = seconds(now);
+    let records = newest(Authority::records(dir)?);
+    let held: Vec<&Record> = records.values().filter(|r| r.issuer == *old && r.not_after > at).collect();
+    let Some(left) = held.iter().map(|r| r.not_after - at).max() else { return Ok(()) };
+    let who = held.iter().map(|r| if r.pod.is_empty() { r.identity.as_str() } else { r.pod.as_str() });
+    Err(CaError::TooEarly(format!(
+        "certificates of root {old} are still in use, for up to {left} s, by {}; wait until they are renewed, or use --force",
+        some(who)
+    )))
 }
 
 fn is_spread(dir: &StateDir, ca: &Authority, new: &str) -> Result<(), CaError> {

@@ -3,7 +3,6 @@
 //! what can be loaded whole is taken. Who made the Secret beforehand gave a CA: as our files, or as `tls.crt` and `tls.key`.
 
 use super::ca::{Authority, CaError, Stage};
-use super::watched::{self, News};
 use crate::state::StateDir;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -13,7 +12,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::mpsc;
+use tokio::sync::watch;
+use weft_kubernetes::watch::one;
 use weft_policy::id::TrustDomain;
 use weft_tls::hex_sha256;
 
@@ -215,15 +215,11 @@ impl CaSecret {
 
     /// Every change of the Secret goes into the folder; what cannot be used changes nothing.
     pub async fn follow(self) {
-        let (out, mut news) = mpsc::channel(4);
-        let watching = watched::watch(self.api.clone(), Some(NAME), out);
+        let (found_in, mut found) = watch::channel(None);
+        let watching = one(self.api.clone(), NAME, found_in);
         let taking = async {
-            while let Some(news) = news.recv().await {
-                let secret = match news {
-                    News::All(mut all) => all.pop(),
-                    News::Now(secret) => Some(secret),
-                    News::Gone(_) => None,
-                };
+            while found.changed().await.is_ok() {
+                let secret = found.borrow_and_update().clone().flatten();
                 match secret {
                     Some(secret) => match self.took(secret).await {
                         Ok(true) => tracing::info!("Secret {NAME} has changed: taken"),

@@ -9,7 +9,8 @@ mod feed;
 mod prune;
 mod store;
 
-use super::Found;
+use super::{Found, Statuses};
+use crate::conditions::has_conditions;
 use feed::{Event, Subject};
 use kube::Client;
 use std::collections::BTreeMap;
@@ -39,10 +40,11 @@ struct Feeds {
     running: BTreeMap<usize, (u64, AbortHandle)>,
     begun: u64,
     out: mpsc::Sender<(Id, Event)>,
+    statuses: watch::Sender<Statuses>,
 }
 
-/// Follows a cluster until nobody listens.
-pub async fn watch(client: Client, out: watch::Sender<Arc<Found>>) {
+/// Follows a cluster until nobody listens. Whoever writes status empties `statuses`.
+pub async fn watch(client: Client, out: watch::Sender<Arc<Found>>, statuses: watch::Sender<Statuses>) {
     let (told_in, mut told) = mpsc::channel(WAITING);
     let kinds: Vec<&'static Kind> = [&DEFINITIONS].into_iter().chain(kinds::watched()).collect();
     let mut feeds = Feeds {
@@ -53,6 +55,7 @@ pub async fn watch(client: Client, out: watch::Sender<Arc<Found>>) {
         running: BTreeMap::new(),
         begun: 0,
         out: told_in,
+        statuses,
     };
     let built_in = |kind: &&'static Kind| kind.is_built_in();
     let own: Vec<usize> = (1..feeds.kinds.len()).filter(|i| built_in(&feeds.kinds[*i])).collect();
@@ -88,7 +91,9 @@ pub async fn watch(client: Client, out: watch::Sender<Arc<Found>>) {
 impl Feeds {
     fn begin(&mut self, kind: usize) {
         self.begun += 1;
-        let subject = Subject { kind: self.kinds[kind], metadata_only: kind == FIRST };
+        let of = self.kinds[kind];
+        let statuses = has_conditions(of.group, of.kind).then(|| self.statuses.clone());
+        let subject = Subject { kind: of, metadata_only: kind == FIRST, statuses };
         let feed = feed::follow(self.client.clone(), subject, (kind, self.begun), self.out.clone());
         self.running.insert(kind, (self.begun, self.tasks.spawn(feed)));
         self.store.begin(kind);

@@ -8,6 +8,7 @@ mod traffic_policy;
 use crate::builder::{Builder, PolicySet, Subset};
 use crate::conflict::Policies;
 use crate::istio::{and, exported, targets};
+use crate::kubernetes::node;
 use crate::kubernetes::workload::labels_of;
 use crate::reader::{Field, Reader, Source};
 use std::collections::BTreeMap;
@@ -101,7 +102,13 @@ fn check_subset(reader: &Reader<'_>, part: &Part, id: &ServiceId, b: &Builder<'_
     if seen.peek().is_none() {
         return;
     }
-    if seen.any(|labels| part.labels.iter().all(|(k, v)| labels.get(k) == Some(v))) {
+    type Labels = BTreeMap<String, String>;
+    let has = |labels: &Labels, wanted: &Labels| wanted.iter().all(|(k, v)| labels.get(k) == Some(v));
+    // Where a pod is says its node; manifests without nodes do not say it.
+    let (place, own): (Labels, Labels) =
+        part.labels.clone().into_iter().partition(|(label, _)| node::TOPOLOGY.contains(&label.as_str()));
+    let there = b.nodes.is_empty() || b.nodes.values().any(|node| has(node, &place));
+    if seen.any(|labels| has(labels, &part.labels) || (there && has(labels, &own))) {
         return;
     }
     let wanted: Vec<String> = part.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();

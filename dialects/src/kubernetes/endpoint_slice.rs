@@ -1,6 +1,7 @@
 //! EndpointSlice: where a Service's endpoints are. A Service without any slice has the pods that its selector means.
 
 use crate::builder::Builder;
+use crate::kubernetes::node::ZONE;
 use crate::kubernetes::pod::{ByLabel, Pod, workload_document};
 use crate::reader::Reader;
 use crate::world::PodId;
@@ -8,6 +9,8 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use weft_policy::id::ServiceId;
+
+type Labels = BTreeMap<String, String>;
 
 const SERVICE: &str = "kubernetes.io/service-name";
 
@@ -25,6 +28,8 @@ pub struct Place {
     pub ready: bool,
     pub terminating: bool,
     pub pod: Option<PodId>,
+    /// Of what is no pod that is known; a pod's is its node's.
+    pub zone: Option<String>,
 }
 
 pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
@@ -46,10 +51,9 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
     let place = |field: crate::reader::Field<'_>| {
         for (name, why) in [
             ("hostname", "names of single endpoints are the DNS's"),
-            ("nodeName", "locality is not looked at yet"),
-            ("zone", "locality is not looked at yet"),
-            ("hints", "locality is not looked at yet"),
-            ("deprecatedTopology", "locality is not looked at yet"),
+            ("nodeName", "the pod says it"),
+            ("hints", "near and far endpoints are called alike"),
+            ("deprecatedTopology", "zone says it"),
         ] {
             field.ignore(name, why);
         }
@@ -64,10 +68,11 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
             let name = target.get("name").and_then(|f| f.text()).filter(|_| pod)?;
             Some(PodId { namespace, name })
         });
+        let zone = field.get("zone").and_then(|f| f.text());
         let ips = field.list("addresses").iter().filter_map(|f| f.text()?.parse().ok()).collect();
         // What nobody says is so, as in Kubernetes.
         let ready = ready.unwrap_or(true) || (terminating && serving.unwrap_or(true));
-        Place { ips, ready, terminating, pod }
+        Place { ips, ready, terminating, pod, zone }
     };
     let endpoints = root.list("endpoints").into_iter().map(place).collect();
     let service = ServiceId::new(&object.namespace, service);
@@ -84,7 +89,8 @@ pub fn fill(b: &mut Builder<'_>) {
             for place in slice.endpoints.iter().filter(|p| p.ready || service.not_ready_too) {
                 let pod = place.pod.as_ref().and_then(|id| b.pods.get(id));
                 let terminating = place.terminating || pod.is_some_and(|p| p.terminating);
-                let made = place.ips.first().map(|ip| endpoint(*ip, *target, pod, terminating));
+                let labels = labels(pod, &b.nodes, place.zone.as_deref());
+                let made = place.ips.first().map(|ip| endpoint(*ip, *target, pod, labels, terminating));
                 port.endpoints.extend(made);
             }
         }
@@ -95,7 +101,9 @@ pub fn fill(b: &mut Builder<'_>) {
         for (_, pod) in by_label.of(&id.namespace, &service.selector).filter(|(_, pod)| serves(pod)) {
             let Some(ip) = pod.ips.first() else { continue };
             for port in service.ports.values_mut() {
-                let made = pod.target(&port.target).map(|target| endpoint(*ip, target, Some(pod), pod.terminating));
+                let made =
+                    |target| endpoint(*ip, target, Some(pod), labels(Some(pod), &b.nodes, None), pod.terminating);
+                let made = pod.target(&port.target).map(made);
                 port.endpoints.extend(made);
             }
         }
@@ -107,17 +115,27 @@ pub fn fill(b: &mut Builder<'_>) {
     }
 }
 
-fn endpoint(ip: IpAddr, port: u16, pod: Option<&Pod>, terminating: bool) -> Value {
+/// A pod's own, and where it is: a subset may be a zone.
+fn labels(pod: Option<&Pod>, nodes: &BTreeMap<String, Labels>, zone: Option<&str>) -> Labels {
+    let mut out = pod.and_then(|pod| nodes.get(&pod.node)).cloned().unwrap_or_default();
+    if let Some(zone) = zone.filter(|zone| !zone.is_empty()) {
+        out.entry(ZONE.into()).or_insert_with(|| zone.into());
+    }
+    out.extend(pod.iter().flat_map(|pod| pod.labels.clone()));
+    out
+}
+
+fn endpoint(ip: IpAddr, port: u16, pod: Option<&Pod>, labels: Labels, terminating: bool) -> Value {
     let mut out = json!({"address": SocketAddr::new(ip, port).to_string()});
     if let Some(pod) = pod {
         out["id"] = json!(pod.id);
         out["workload"] = workload_document(&pod.workload);
-        if !pod.labels.is_empty() {
-            out["labels"] = json!(pod.labels);
-        }
         if let Some(identity) = &pod.identity {
             out["identity"] = json!(identity.as_str());
         }
+    }
+    if !labels.is_empty() {
+        out["labels"] = json!(labels);
     }
     if terminating {
         out["draining"] = json!(true);

@@ -3,6 +3,7 @@
 pub mod endpoint_slice;
 pub mod headless;
 pub mod namespace;
+pub mod node;
 pub mod pod;
 pub mod service;
 pub mod workload;

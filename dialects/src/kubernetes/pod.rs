@@ -2,6 +2,7 @@
 
 use crate::builder::Builder;
 use crate::istio::peer_authentication;
+use crate::kubernetes::node;
 use crate::ledger::{Document, Ledger};
 use crate::object::{ObjectRef, field};
 use crate::reader::{Field, Reader};
@@ -28,6 +29,8 @@ pub struct Pod {
     /// Outlives nothing: a pod of the same name made anew has another.
     pub id: String,
     pub labels: BTreeMap<String, String>,
+    /// Empty while it waits for one.
+    pub node: String,
     pub ips: Vec<IpAddr>,
     pub ready: bool,
     /// It is being deleted: serves what it has begun.
@@ -59,6 +62,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
     let status = field(&object.node, "status");
     let uid = meta.and_then(|m| text(field(m, "uid")?));
     let account = spec.get("serviceAccountName").and_then(|f| f.text()).unwrap_or_else(|| "default".into());
+    let node = spec.get("nodeName").and_then(|f| f.text()).unwrap_or_default();
     let (mut named, mut ports) = (BTreeMap::new(), Vec::new());
     let containers = |name: &str| spec.get(name).into_iter().flat_map(|list: Field<'_>| list.items());
     for container in containers("initContainers").chain(containers("containers")) {
@@ -113,6 +117,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
         object: object.reference(),
         id: uid.unwrap_or_else(|| format!("{}/{}", object.namespace, object.name)),
         labels: object.labels.clone(),
+        node,
         ips,
         ready: !over && status.is_some_and(is_ready),
         terminating: !over && meta.is_some_and(|m| field(m, "deletionTimestamp").is_some()),
@@ -215,6 +220,7 @@ fn telemetry(tracing: &Tracing, access_log: &str) -> Value {
 /// What each pod's own sidecar is told.
 pub fn documents(b: &Builder<'_>, ledger: &mut Ledger) -> BTreeMap<PodId, world::Pod> {
     let by_label = ByLabel::new(&b.pods);
+    let mesh_ranges = node::mesh_ranges(b);
     let mut protocols: BTreeMap<&PodId, BTreeMap<String, &str>> = BTreeMap::new();
     for (id, service) in &b.services {
         for (pod_id, pod) in by_label.of(&id.namespace, &service.selector) {
@@ -238,8 +244,8 @@ pub fn documents(b: &Builder<'_>, ledger: &mut Ledger) -> BTreeMap<PodId, world:
                 inbound["ports"] = json!(protocols);
             }
             let mut outbound = json!({"name": "out", "role": "outbound", "address": format!("[::]:{OUTBOUND}")});
-            if !b.options.mesh_ranges.is_empty() {
-                outbound["meshRanges"] = json!(b.options.mesh_ranges);
+            if !mesh_ranges.is_empty() {
+                outbound["meshRanges"] = json!(mesh_ranges);
             }
             let mut listeners = Vec::new();
             match pod.listens.as_ref().zip(pod.ips.first()) {

@@ -55,6 +55,8 @@ const CONTROL: &[Row] = &[
     ("core namespaces,services", "list watch", Plain, "no service of the mesh is known"),
     ("core pods", "list watch", Plain, "no pod of the mesh is known"),
     ("core pods", "get", Joins, "no sidecar gets a certificate"),
+    ("core nodes", "list watch", Plain, "no zone is known, nor the pods' addresses"),
+    ("networking.k8s.io servicecidrs", "list watch", Plain, "the Services' addresses are not known"),
     ("discovery.k8s.io endpointslices", "list watch", Plain, "no endpoint is known"),
     ("apps daemonsets,deployments,statefulsets", "list watch", Plain, "what is wrong with workloads is not found"),
     ("apiextensions.k8s.io customresourcedefinitions", "list watch", Plain, "kinds that come later are not noticed"),
@@ -65,6 +67,8 @@ const CONTROL: &[Row] = &[
     ("security.istio.io peerauthentications", "list watch", Plain, "STRICT has no effect"),
     ("linkerd.io serviceprofiles", "list watch", Plain, "these have no effect"),
     ("policy.linkerd.io httproutes", "list watch", Plain, "these have no effect"),
+    ("policy.linkerd.io httproutes", "get", Leads, "their conditions are not written"),
+    ("policy.linkerd.io httproutes/status", "patch", Leads, "no conditions"),
     ("specs.smi-spec.io httproutegroups", "list watch", Plain, "a split cannot match requests"),
     ("split.smi-spec.io trafficsplits", "list watch", Plain, "splits have no effect"),
     ("weft.dev trafficpolicies", "list watch", Plain, "these have no effect"),
@@ -525,6 +529,11 @@ apiVersion: gateway.networking.k8s.io/v1
 kind: GRPCRoute
 metadata: {name: rights, namespace: rights-leads}
 spec: {parentRefs: [{group: "", kind: Service, name: grpc, port: 80}], rules: [{backendRefs: [{name: grpc, port: 80}]}]}
+---
+apiVersion: policy.linkerd.io/v1beta3
+kind: HTTPRoute
+metadata: {name: rights, namespace: rights-leads}
+spec: {parentRefs: [{group: core, kind: Service, name: web, port: 80}], rules: [{backendRefs: [{name: web, port: 80}]}]}
 ---
 apiVersion: weft.dev/v1alpha1
 kind: TrafficPolicy

@@ -8,6 +8,7 @@ use kube::api::{Api, Patch, PatchParams, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::fmt::Debug;
+use std::future::ready;
 use std::ops::ControlFlow;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -93,7 +94,7 @@ where
             Seen::Gone(_) => None,
         };
         found_in.send_replace(Some(now));
-        ControlFlow::Continue(())
+        ready(ControlFlow::Continue(()))
     });
     let heal = async {
         loop {

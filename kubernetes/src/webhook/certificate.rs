@@ -6,7 +6,7 @@
 //! (cert-manager, say: it has no annotation of ours) is only read.
 
 use super::issue::{certificates, issue, load};
-use crate::watch::{Seen, follow};
+use crate::watch::one;
 use arc_swap::ArcSwapOption;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -15,7 +15,6 @@ use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
@@ -119,16 +118,7 @@ impl Certificate {
     ) {
         let api: Api<Secret> = Api::namespaced(client, &self.namespace);
         let (found_in, mut found) = watch::channel(None::<Option<Secret>>);
-        let watched = api.clone();
-        let look = follow(watched, Some(&self.secret), |seen| {
-            let now = match seen {
-                Seen::All(all) => all.into_iter().next(),
-                Seen::One(one) => Some(one),
-                Seen::Gone(_) => None,
-            };
-            found_in.send_replace(Some(now));
-            ControlFlow::Continue(())
-        });
+        let look = one(api.clone(), &self.secret, found_in);
         let own = async {
             let mut held: Option<Stored> = None;
             loop {

@@ -30,9 +30,10 @@ pub(super) async fn all(server: &Server) -> Vec<Finding> {
         settled("weft-control runs", runs(server, "weft-control").await),
         settled("weft-injector runs", runs(server, "weft-injector").await),
         settled("everything is of one version", versions(server).await),
-        settled("the API server knows weft-injector's certificate", bundle(server, MUTATING, "weft-injector").await),
+        settled(INJECTS.0, bundle(server, MUTATING, "weft-injector", INJECTS).await),
         settled("a pod that asks for a sidecar gets one", injects(server).await),
-        settled("the API server knows weft-control's certificate", bundle(server, VALIDATING, "weft-control").await),
+        settled(ADVISES.0, bundle(server, VALIDATING, "weft-injector", ADVISES).await),
+        settled(PROVES.0, bundle(server, VALIDATING, "weft-control", PROVES).await),
         settled("the CA is kept in a Secret", ca(server).await),
         settled("the root of trust is good for a while", root(server).await),
         settled("every namespace has the root", roots(server).await),
@@ -73,30 +74,36 @@ async fn versions(server: &Server) -> Result<Finding> {
     Ok(Finding::unless(found, &format!("everything is of version {own}"), State::Doubtful, hint))
 }
 
+/// What is checked of a webhook, what it means if it is not there, how bad that is, and what helps.
+type Webhook = (&'static str, &'static str, State, &'static str);
+
+const INJECTS: Webhook =
+    ("the API server knows weft-injector's certificate", "no pod gets a sidecar", State::Broken, "meshctl install");
+const ADVISES: Webhook = (
+    "the API server knows it where weft-injector only advises",
+    "nobody who applies a Deployment is told what is wrong with its annotations",
+    State::Doubtful,
+    "meshctl install",
+);
+/// A minimal mesh has no admission.
+const PROVES: Webhook = (
+    "the API server knows weft-control's certificate",
+    "nobody proves what is applied",
+    State::Doubtful,
+    "meshctl install with a profile other than minimal, or meshctl analyze -A now and then",
+);
+
 /// Without it the API server believes nobody at the webhook's address.
-async fn bundle(server: &Server, kind: Kind, name: &str) -> Result<Finding> {
-    let what = format!("the API server knows {name}'s certificate");
+async fn bundle(server: &Server, kind: Kind, name: &str, (what, without, state, hint): Webhook) -> Result<Finding> {
     let Some(configuration) = server.get(kind, None, name).await? else {
-        // A minimal mesh has no admission.
-        return Ok(match kind == VALIDATING {
-            true => Finding::doubtful(
-                what,
-                vec!["there is no ValidatingWebhookConfiguration: nobody proves what is applied".into()],
-                "meshctl install with a profile other than minimal, or meshctl analyze -A now and then",
-            ),
-            false => Finding::broken(
-                what,
-                vec!["there is no MutatingWebhookConfiguration: no pod gets a sidecar".into()],
-                "meshctl install",
-            ),
-        });
+        return Ok(Finding::unless(vec![format!("there is no {}: {without}", kind.1)], what, state, hint));
     };
     let hooks = configuration["webhooks"].as_array();
     let without =
         hooks.into_iter().flatten().filter(|w| w["clientConfig"]["caBundle"].as_str().is_none_or(str::is_empty));
     let found = without.map(|w| format!("{} has no caBundle", w["name"].as_str().unwrap_or_default())).collect();
     let hint = "it is its program's to fill in: kubectl -n weft-system logs deploy/weft-injector (or weft-control)";
-    Ok(Finding::unless(found, &what, State::Broken, hint))
+    Ok(Finding::unless(found, what, State::Broken, hint))
 }
 
 async fn injects(server: &Server) -> Result<Finding> {
@@ -134,7 +141,7 @@ async fn ca(server: &Server) -> Result<Finding> {
 
 async fn root(server: &Server) -> Result<Finding> {
     let what = "the root of trust is good for a while";
-    let hint = "docs/kubernetes.md, rotation: kubectl -n weft-system exec deploy/weft-control -- weft-control rotate-root --kube";
+    let hint = "meshctl ca rotate, three times; docs/kubernetes.md says when";
     let map = server.get(CONFIG_MAP, Some(NAMESPACE), "weft-root").await?;
     let Some(pem) = map.as_ref().and_then(|m| m["data"]["root.pem"].as_str()) else {
         return Ok(Finding::broken(what, vec!["there is no root in ConfigMap weft-root".into()], hint));

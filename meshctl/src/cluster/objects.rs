@@ -12,13 +12,11 @@ use serde_json::Value as Json;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use weft_dialects::Object;
-use weft_dialects::kinds::{KINDS, Kind};
+use weft_dialects::kinds::{self, Kind};
 use weft_policy::doc::Node;
 
 /// At a time, so that no answer is huge.
 const PAGE: u32 = 500;
-/// Of kinds we read these say nothing that changes the world: an application's own, or known from its pods.
-const SILENT: [&str; 4] = ["ConfigMap", "Secret", "ServiceAccount", "ReplicaSet"];
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// What the server writes into `metadata`, and nobody else.
 const SERVERS: [&str; 7] =
@@ -26,7 +24,7 @@ const SERVERS: [&str; 7] =
 
 /// Whether a kind has a say in what the mesh does.
 pub fn is_heard(group: &str, kind: &str) -> bool {
-    !SILENT.contains(&kind) && KINDS.iter().any(|k| k.group == group && k.kind == kind)
+    kinds::watched().iter().any(|k| k.group == group && k.kind == kind)
 }
 
 /// Objects of some kinds, and what of them could not be seen.
@@ -39,12 +37,7 @@ pub struct Listed {
 impl Cluster {
     /// All objects of those kinds we read and the server serves, of all namespaces; of one, for who may not see the others.
     pub fn objects(&self, wanted: impl Fn(&str, &str) -> bool) -> Result<Listed> {
-        let mut kinds: Vec<&Kind> = Vec::new();
-        for kind in KINDS.iter().filter(|k| wanted(k.group, k.kind)) {
-            if !kinds.iter().any(|k| (k.group, k.kind) == (kind.group, kind.kind)) {
-                kinds.push(kind);
-            }
-        }
+        let kinds: Vec<&Kind> = kinds::all().into_iter().filter(|k| wanted(k.group, k.kind)).collect();
         wait(async {
             let served = self.served(&kinds).await?;
             let mut lists = JoinSet::new();

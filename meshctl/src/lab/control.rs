@@ -39,7 +39,7 @@ impl Control {
     /// Starts it and waits until it has a root and takes connections.
     pub async fn start(lab: &Lab, hub: &Netns, manifests: &Path, args: &[String]) -> Result<Self> {
         let (program, proxy) = Self::programs()?;
-        let (state, root) = (lab.folder.join("control"), lab.folder.join("root.pem"));
+        let (state, root) = (lab.control_state(), lab.folder.join("root.pem"));
         let mut inside = Inside::of(lab, hub.clone(), "control", "control", lab.network.hub());
         inside.proxy = None;
         inside.write("", "127.0.0.1 localhost\n").during("the control plane's files")?;

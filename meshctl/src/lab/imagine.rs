@@ -1,6 +1,6 @@
 //! The pods that a lab would run from a folder, without running any: for verbs that ask what would happen.
 
-use super::inject::{self, Mesh, Namespace};
+use super::inject::{self, Mesh};
 use super::manifest::json;
 use super::net::Network;
 use super::pod::{Phase, Plan, Status};
@@ -8,6 +8,7 @@ use super::workload::{Kind, Workload, workloads};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_dialects::object::{self, Object, Objects};
+use weft_injector::Namespace;
 use weft_policy::diag::Diags;
 
 const MOST: u16 = 30_000;
@@ -24,6 +25,7 @@ pub fn with_pods(objects: &Objects, mesh_all: bool) -> Objects {
         }
         let namespace = objects.of("", "Namespace").find(|o| o.name == workload.namespace);
         let namespace = namespace.map_or_else(Namespace::default, |o| Namespace {
+            name: o.name.clone(),
             labels: o.labels.clone(),
             annotations: o.annotations.clone(),
         });

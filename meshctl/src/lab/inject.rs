@@ -1,9 +1,10 @@
-//! Which pods get a sidecar: by the labels and annotations that decide it in a cluster.
-//!
-//! The pod's own word beats its namespace's, a label beats an annotation, and what nobody mentions has none.
+//! Which pods get a sidecar: the injector's own rule, so that a lab and a cluster cannot differ.
 
 use super::workload::Template;
-use std::collections::BTreeMap;
+use serde_json::json;
+use weft_injector::decide::{Decision, decide};
+use weft_injector::workload::template;
+use weft_injector::{Dialect, Namespace, Request, Settings, Warnings};
 
 /// What `meshctl lab` was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,44 +14,22 @@ pub enum Mesh {
     All,
 }
 
-/// A namespace's labels and annotations.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Namespace {
-    pub labels: BTreeMap<String, String>,
-    pub annotations: BTreeMap<String, String>,
-}
-
 pub fn is_meshed(mesh: Mesh, namespace: &Namespace, pod: &Template) -> bool {
-    // With the host's network there is nothing to redirect.
-    if mesh == Mesh::None || pod.host_network {
-        return false;
-    }
-    let pods_word = yes_or_no(pod.labels.get("sidecar.istio.io/inject"))
-        .or_else(|| yes_or_no(pod.labels.get("weft.dev/inject")))
-        .or_else(|| yes_or_no(pod.annotations.get("weft.dev/inject")))
-        .or_else(|| yes_or_no(pod.annotations.get("sidecar.istio.io/inject")))
-        .or_else(|| yes_or_no(pod.annotations.get("linkerd.io/inject")));
-    if let Some(word) = pods_word {
-        return word;
-    }
-    let namespaces_word = yes_or_no(namespace.labels.get("weft.dev/inject"))
-        .or_else(|| yes_or_no(namespace.annotations.get("weft.dev/inject")))
-        .or_else(|| yes_or_no(namespace.labels.get("istio-injection")))
-        .or_else(|| yes_or_no(namespace.annotations.get("linkerd.io/inject")));
-    namespaces_word.unwrap_or(mesh == Mesh::All)
-}
-
-fn yes_or_no(word: Option<&String>) -> Option<bool> {
-    match word?.as_str() {
-        "true" | "enabled" | "ingress" => Some(true),
-        "false" | "disabled" => Some(false),
-        _ => None,
-    }
+    let containers: Vec<_> = pod.containers.iter().map(|c| json!({"name": c.name})).collect();
+    let object = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"labels": pod.labels, "annotations": pod.annotations},
+        "spec": {"hostNetwork": pod.host_network, "containers": containers},
+    });
+    let request = Request { object: &object, namespace, asked: (mesh == Mesh::All).then_some(Dialect::Weft) };
+    let decide = |pod| decide(&Settings::default(), &request, &pod, &mut Warnings::default());
+    mesh != Mesh::None && matches!(template(&object).map(decide), Some(Decision::Inject { .. }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
@@ -60,6 +39,7 @@ mod tests {
     fn labels_and_annotations_decide_as_in_kubernetes() {
         let plain = Namespace::default();
         let istio = Namespace { labels: map(&[("istio-injection", "enabled")]), ..plain.clone() };
+        let never = Namespace { labels: map(&[("istio-injection", "disabled")]), ..plain.clone() };
         let linkerd = Namespace { annotations: map(&[("linkerd.io/inject", "enabled")]), ..plain.clone() };
         let pod = |labels: &[(&str, &str)], annotations: &[(&str, &str)]| Template {
             labels: map(labels),
@@ -75,6 +55,8 @@ mod tests {
             (&plain, pod(&[("sidecar.istio.io/inject", "true")], &[("sidecar.istio.io/inject", "false")]), true),
             (&linkerd, pod(&[], &[("linkerd.io/inject", "disabled")]), false),
             (&plain, pod(&[], &[("linkerd.io/inject", "ingress")]), true),
+            // A "no" of the namespace outweighs a "yes" of the pod, as with Istio.
+            (&never, pod(&[("sidecar.istio.io/inject", "true")], &[]), false),
             (&plain, pod(&[], &[("weft.dev/inject", "true")]), true),
             // `istio-injection` is a word for namespaces only.
             (&plain, pod(&[("istio-injection", "enabled")], &[]), false),

@@ -144,6 +144,11 @@ impl Lab {
         self.folder.join("logs")
     }
 
+    /// The control plane's own: keys and roots.
+    pub fn control_state(&self) -> PathBuf {
+        self.folder.join("control")
+    }
+
     pub fn pods(&self) -> PathBuf {
         self.folder.join("pods")
     }

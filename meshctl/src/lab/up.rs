@@ -6,7 +6,7 @@
 use super::control::Control;
 use super::forward::Forward;
 use super::image::{Mapping, Program};
-use super::inject::{self, Mesh, Namespace};
+use super::inject::{self, Mesh};
 use super::isolation::{self, Isolation};
 use super::live::{self, Live};
 use super::load::Traffic;
@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::transport::Endpoint;
+use weft_injector::Namespace;
 
 pub struct Options {
     pub folder: PathBuf,
@@ -366,6 +367,7 @@ impl Up {
     fn namespace(&self, name: &str) -> Namespace {
         let found = self.manifests.objects.of("", "Namespace").find(|o| o.name == name);
         found.map_or_else(Namespace::default, |o| Namespace {
+            name: name.into(),
             labels: o.labels.clone(),
             annotations: o.annotations.clone(),
         })

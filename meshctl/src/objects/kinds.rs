@@ -17,6 +17,8 @@ const NAMES: &[Names] = &[
     names("Namespace", "namespaces", &["ns"]),
     names("Service", "services", &["svc"]),
     names("Pod", "pods", &["po"]),
+    names("Node", "nodes", &["no"]),
+    names("ServiceCIDR", "servicecidrs", &[]),
     names("EndpointSlice", "endpointslices", &[]),
     names("Deployment", "deployments", &["deploy"]),
     names("StatefulSet", "statefulsets", &["sts"]),

@@ -5,6 +5,7 @@
 //! API server is away, nothing is said: the last state stays.
 
 use super::prune;
+use crate::source::Statuses;
 use http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use kube::Client;
@@ -12,12 +13,14 @@ use kube::client::Body;
 use serde_json::Value;
 use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use weft_dialects::Object;
 use weft_dialects::kinds::Kind;
 
 const PAGE: usize = 250;
+/// A Node names all images that it has.
+const PAGE_OF_NODES: usize = 50;
 const MAX_PAGE: usize = 64 << 20;
 /// etcd takes 1.5 MiB; JSON may be some of that longer.
 const MAX_EVENT: usize = 16 << 20;
@@ -47,11 +50,13 @@ pub enum Event {
 }
 
 /// What a feed goes by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Subject {
     pub kind: &'static Kind,
     /// Of its objects only the metadata: some are large, and nothing else is asked of them.
     pub metadata_only: bool,
+    /// Takes what is seen of their status, if somebody wants to know.
+    pub statuses: Option<watch::Sender<Statuses>>,
 }
 
 enum Trouble {
@@ -167,10 +172,11 @@ impl<I: Copy + Send> Feed<I> {
 
     async fn list_version(&self, version: &str) -> Result<(Vec<Object>, String), Trouble> {
         let (mut objects, mut place, mut next) = (Vec::new(), None, String::new());
+        let most = if self.subject.kind.kind == "Node" { PAGE_OF_NODES } else { PAGE };
         loop {
             let query = match next.as_str() {
-                "" => format!("limit={PAGE}"),
-                next => format!("limit={PAGE}&continue={next}"),
+                "" => format!("limit={most}"),
+                next => format!("limit={most}&continue={next}"),
             };
             let body = self.get(version, &query).await?;
             let whole = http_body_util::Limited::new(body, MAX_PAGE).collect();
@@ -240,10 +246,15 @@ impl<I: Copy + Send> Feed<I> {
         }
     }
 
-    fn object(&self, version: &str, json: Value) -> Option<Object> {
+    fn object(&self, version: &str, mut json: Value) -> Option<Object> {
+        let seen = self.subject.statuses.as_ref().map(|to| (to, json["status"].take()));
         let group = self.subject.kind.group;
         let api_version = if group.is_empty() { version.to_string() } else { format!("{group}/{version}") };
-        prune::object(self.subject.kind, &api_version, json)
+        let object = prune::object(self.subject.kind, &api_version, json)?;
+        if let Some((to, status)) = seen {
+            to.send_modify(|all| drop(all.insert(object.reference(), status)));
+        }
+        Some(object)
     }
 
     async fn get(&self, version: &str, query: &str) -> Result<Body, Trouble> {

@@ -17,6 +17,8 @@ pub const PLACE: &str = "cluster";
 /// Kinds whose fields are too many; of the others `spec` is kept as it is. A path leads through lists, and what it ends at is whole.
 const FIELDS: &[(&str, &[&str])] = &[
     ("Namespace", &[]),
+    ("Node", &["spec.podCIDR", "spec.podCIDRs"]),
+    ("ServiceCIDR", &["spec.cidrs"]),
     (
         "Service",
         &[
@@ -59,6 +61,7 @@ const FIELDS: &[(&str, &[&str])] = &[
             "ports.protocol",
             "endpoints.addresses",
             "endpoints.conditions",
+            "endpoints.zone",
             "endpoints.targetRef.kind",
             "endpoints.targetRef.namespace",
             "endpoints.targetRef.name",
