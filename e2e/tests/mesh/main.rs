@@ -7,6 +7,7 @@ mod conformance;
 mod disturbances;
 mod figures;
 mod labs;
+mod shipped;
 
 use std::process::ExitCode;
 use weft_e2e::run;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         ("apps::out_of_the_mesh", apps::out_of_the_mesh),
         ("apps::metrics_under_strict", apps::metrics_under_strict),
         ("apps::ends_after_its_app", apps::ends_after_its_app),
+        ("shipped::static_sidecar", shipped::static_sidecar),
         ("conformance::gateway_api_mesh", conformance::mesh_profiles),
         ("figures::pods_are_ready_soon", figures::pods_are_ready_soon),
         ("figures::memory", figures::memory),
