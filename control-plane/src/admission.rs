@@ -22,9 +22,6 @@ use weft_policy::diag::{Diags, Severity};
 
 /// Of an API server's patience (5 s), half.
 const PATIENCE: Duration = Duration::from_millis(2500);
-/// Findings about what is missing: it may come.
-const MISSING: [&str; 2] = ["G6", "G7"];
-const ABSENT: &str = "there is no Service";
 /// Of the Service and of the configuration.
 const NAME: &str = "weft-control";
 const LINES: usize = 20;
@@ -122,10 +119,13 @@ fn intent(object: &Value) -> Map<String, Value> {
 }
 
 fn judge(request: &Request, found: &Found, current: &Current, translate: &Translate) -> Answer {
-    let new = match read(request) {
-        Ok(new) => Arc::new(new),
-        Err(why) => return Answer::denied(422, why),
-    };
+    match read(request) {
+        Ok(new) => judge_object(Arc::new(new), found, current, translate),
+        Err(why) => Answer::denied(422, why),
+    }
+}
+
+fn judge_object(new: Arc<Object>, found: &Found, current: &Current, translate: &Translate) -> Answer {
     let reference = new.reference();
     let mut objects: Vec<Arc<Object>> = found.objects.0.clone();
     match objects.iter_mut().find(|o| o.kind == new.kind && o.name == new.name && o.reference() == reference) {
@@ -169,9 +169,8 @@ fn answer(object: &ObjectRef, new: &Ledger, old: &Ledger, withheld: Vec<String>)
     };
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     for finding in new.findings.iter().filter(|f| f.object == *object) {
-        let missing = finding.reference.is_some_and(|r| MISSING.contains(&r)) || finding.message.starts_with(ABSENT);
         match finding.severity {
-            Severity::Error if !missing && !was(finding) => errors.push(line(finding)),
+            Severity::Error if !finding.absent && !was(finding) => errors.push(line(finding)),
             _ => warnings.push(line(finding)),
         }
     }
@@ -263,6 +262,77 @@ mod tests {
         let again = judge(&ask("VirtualService", virtual_service(bad)), &found, &current, &translation());
         assert!(again.denied.is_none() && again.warnings.iter().any(|w| w.contains("soon")), "{again:?}");
     }
+
+    /// One file may hold a route and its Service, and who applies two files need not know their order: alone in an empty cluster,
+    /// none of what the examples hold is a mistake.
+    #[test]
+    fn whatever_is_named_may_come_later() {
+        let (found, current) = world("");
+        let mut yaml = vec![ABSENT.to_string()];
+        let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples"))];
+        while let Some(folder) = folders.pop() {
+            for path in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+                match path.extension().is_some_and(|e| e == "yaml") {
+                    true => yaml.push(std::fs::read_to_string(&path).unwrap()),
+                    false if path.is_dir() => folders.push(path),
+                    false => {}
+                }
+            }
+        }
+        let mut asked = 0;
+        for text in yaml {
+            let mut diags = Diags::default();
+            let objects = object::read(&"a.yaml".into(), &text, "demo", &mut diags).unwrap();
+            for object in objects.into_iter().filter(|o| is_of_meshes(o.group())) {
+                let reference = object.reference();
+                let answer = judge_object(Arc::new(object), &found, &current, &translation());
+                assert_eq!(answer.denied, None, "{reference}");
+                asked += 1;
+            }
+        }
+        assert!(asked > 20, "{asked}");
+    }
+
+    const ABSENT: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: a}
+spec:
+  parentRefs: [{group: "", kind: Service, name: none}]
+  rules: [{backendRefs: [{name: none, port: 80}, {name: none, namespace: other, port: 80}]}]
+---
+apiVersion: policy.linkerd.io/v1beta3
+kind: HTTPRoute
+metadata: {name: a}
+spec:
+  parentRefs: [{group: core, kind: Service, name: none, port: 80}]
+  rules: [{backendRefs: [{name: none, port: 80}]}]
+---
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: none.demo.svc.cluster.local}
+spec: {dstOverrides: [{authority: "none.demo.svc.cluster.local:80", weight: 1}]}
+---
+apiVersion: split.smi-spec.io/v1alpha4
+kind: TrafficSplit
+metadata: {name: a}
+spec: {service: none, matches: [{kind: HTTPRouteGroup, name: none}], backends: [{service: none-v1, weight: 1}]}
+---
+apiVersion: weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: a}
+spec: {targetRefs: [{kind: Service, name: none}, {group: gateway.networking.k8s.io, kind: HTTPRoute, name: none}], timeout: {request: 1s}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: a}
+spec: {hosts: [none], http: [{route: [{destination: {host: none, subset: none}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: a}
+spec: {host: none, subsets: [{name: none, labels: {version: none}}]}
+"#;
 
     #[test]
     fn what_the_author_says() {

@@ -257,6 +257,7 @@ fn find(source: &Source, severity: Severity, message: String, ledger: &mut Ledge
         at: source.at,
         message,
         hint: None,
+        absent: false,
     });
 }
 

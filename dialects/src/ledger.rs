@@ -42,6 +42,8 @@ pub struct Finding {
     pub message: String,
     /// What would be right.
     pub hint: Option<String>,
+    /// It is of another object that is not there, or not so: it may come, in the next line of the same file.
+    pub absent: bool,
 }
 
 /// One of the world's documents.

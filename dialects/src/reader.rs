@@ -87,16 +87,35 @@ impl<'o> Reader<'o> {
         message: impl Into<String>,
         hint: &str,
     ) {
-        self.findings.borrow_mut().push(Finding {
+        let finding = self.found(severity, reference, field, message.into(), hint);
+        self.findings.borrow_mut().push(finding);
+    }
+
+    /// An error for as long as another object is not there.
+    pub fn absent(&self, reference: Option<&'static str>, field: &str, message: impl Into<String>, hint: &str) {
+        let finding = self.found(Severity::Error, reference, field, message.into(), hint);
+        self.findings.borrow_mut().push(Finding { absent: true, ..finding });
+    }
+
+    fn found(
+        &self,
+        severity: Severity,
+        reference: Option<&'static str>,
+        field: &str,
+        message: String,
+        hint: &str,
+    ) -> Finding {
+        Finding {
             severity,
             reference,
             object: self.object.reference(),
             file: self.object.file.clone(),
             field: field.into(),
             at: self.object.node.locate(field),
-            message: message.into(),
+            message,
             hint: (!hint.is_empty()).then(|| hint.to_string()),
-        });
+            absent: false,
+        }
     }
 
     /// A warning about one of the known traps, such as `G5`.
@@ -356,6 +375,19 @@ impl<'r> Field<'r> {
         self.ignored(message.clone());
         self.reader.finding(Severity::Error, None, &self.path, message, hint);
         None
+    }
+
+    /// An error for as long as another object is not there.
+    pub fn absent<T>(&self, message: impl Into<String>, hint: &str) -> Option<T> {
+        let message = message.into();
+        self.ignored(message.clone());
+        self.reader.absent(None, &self.path, message, hint);
+        None
+    }
+
+    /// The same of one of the known traps; what becomes of the field is said apart.
+    pub fn find_absent(&self, reference: &'static str, message: impl Into<String>, hint: &str) {
+        self.reader.absent(Some(reference), &self.path, message, hint);
     }
 
     /// What becomes of the field is said apart.

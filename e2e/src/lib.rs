@@ -2,11 +2,12 @@
 //! asked with `kubectl`. A cluster costs 15 seconds and a gigabyte, so all tests share one and run one after the other.
 //!
 //! `mesh.rs` has the cluster with the mesh in it, `process.rs` what runs in pods; `run.rs` runs tests and tells of them as `cargo test`
-//! does.
+//! does; `warm.rs` is a connection in use.
 
 pub mod mesh;
 pub mod process;
 pub mod run;
+pub mod warm;
 
 pub use mesh::Mesh;
 

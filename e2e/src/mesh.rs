@@ -130,9 +130,14 @@ pub fn said(what: &str, output: Output) -> Result<String> {
 }
 
 /// Where this test's own program lies are the others too; what is not built yet, or is older than its sources, is built.
+/// `WEFT_PROFILE=dist` takes what is shipped instead of what tests are built as: for figures.
 fn built() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let folder = own.parent().and_then(Path::parent).ok_or("no target folder")?.to_path_buf();
+    let mut folder = own.parent().and_then(Path::parent).ok_or("no target folder")?.to_path_buf();
+    let profile = std::env::var("WEFT_PROFILE").ok();
+    if let Some(profile) = &profile {
+        folder.set_file_name(profile);
+    }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let libraries = ["policy", "tls", "proto", "dialects", "kubernetes"];
     let programs = [
@@ -154,8 +159,9 @@ fn built() -> Result<PathBuf> {
     }
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(root).args(["build", "--bins"]).args(missing.iter().flat_map(|package| ["-p", package]));
-    if folder.ends_with("release") {
-        cargo.arg("--release");
+    let release = folder.ends_with("release").then(|| "release".to_string());
+    if let Some(profile) = profile.or(release) {
+        cargo.args(["--profile", &profile]);
     }
     match cargo.status()?.success() {
         true => Ok(folder),

@@ -42,18 +42,19 @@ pub fn main(tests: &[Test]) -> ExitCode {
                     Err(error) => {
                         println!("test {name} ... FAILED ({:.1} s)\n{error}\n", at.elapsed().as_secs_f32());
                         println!("{}", mesh.state());
-                        failed.push(*name);
+                        failed.push((*name, error.to_string()));
                     }
                 }
             }
         }
         Err(error) => {
             println!("the mesh does not start: {error}");
-            failed.extend(chosen.iter().map(|(name, _)| *name));
+            failed.extend(chosen.iter().map(|(name, _)| (*name, "the mesh does not start".to_string())));
         }
     }
     let word = if failed.is_empty() { "ok" } else { "FAILED" };
-    failed.iter().for_each(|name| println!("    {name}"));
+    // Once more, short: what a log keeps of its end should say what it was.
+    failed.iter().for_each(|(name, why)| println!("    {name}: {}", why.chars().take(600).collect::<String>()));
     println!(
         "\ntest result: {word}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
         chosen.len() - failed.len(),

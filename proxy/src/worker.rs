@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use weft_policy::id::BackendId;
 use weft_policy::{listener, mirror, retry};
-use weft_tls::Flusher;
+use weft_tls::{Flusher, Material};
 
 /// Also what keeps the runtime's timer near: far deadlines alone would cost it more.
 const TICK: Duration = Duration::from_secs(1);
@@ -136,6 +136,8 @@ impl Worker {
 
         let mut config = self.shared.config.clone();
         let mut phase = self.shared.phase.clone();
+        let mut renewed = self.shared.identity.as_ref().map(weft_tls::Live::renewed);
+        let mut material = self.shared.identity.as_ref().map(weft_tls::Live::load);
         let mut listeners = Listeners::default();
         config.mark_unchanged();
         let mut applied = self.shared.snapshot.load_full();
@@ -163,6 +165,12 @@ impl Worker {
                 }
                 // Nothing is kept to endpoints that are gone: what goes next may be the endpoint itself.
                 Ok(()) = config.changed() => self.pools.tick(Instant::now()),
+                () = next(&mut renewed) => {
+                    let before = std::mem::replace(&mut material, self.shared.identity.as_ref().map(weft_tls::Live::load));
+                    if let (Some(before), Some(now)) = (before, &material) {
+                        self.renew(&before, now);
+                    }
+                }
                 now = tick.tick() => self.tick(now.into_std()),
                 () = self.live.emptied(), if !open => break,
             }
@@ -185,6 +193,15 @@ impl Worker {
             tokio::task::yield_now().await;
         }
         self.recorder.flush();
+    }
+
+    /// Other certificates than ours were proven by roots that may be gone.
+    fn renew(&self, before: &Material, now: &Material) {
+        self.pools.renew(Instant::now());
+        if !now.bundle.has_all_of(&before.bundle) {
+            let cut = self.live.distrust(&now.bundle);
+            tracing::info!(worker = self.id, cut, "a root is not trusted any more");
+        }
     }
 
     fn tick(&self, now: Instant) {
@@ -211,6 +228,16 @@ impl Worker {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
+}
+
+/// When there is new material; never, where there is none at all.
+async fn next(renewed: &mut Option<watch::Receiver<()>>) {
+    if let Some(renewed) = renewed
+        && renewed.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 fn rand_seed() -> [u8; 8] {

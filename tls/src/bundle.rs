@@ -83,6 +83,11 @@ impl TrustBundle {
         self.roots.iter().map(|r| (r.domain.as_ref(), &r.der))
     }
 
+    /// Whether every root of another bundle is one of these.
+    pub fn has_all_of(&self, other: &Self) -> bool {
+        other.roots.iter().all(|o| self.roots.iter().any(|r| r.domain == o.domain && r.der == o.der))
+    }
+
     /// The roots that may prove a name of this domain; for a certificate without an identity those of plain CA files.
     pub(crate) fn anchors_for(&self, domain: Option<&TrustDomain>) -> Vec<TrustAnchor<'_>> {
         let fits = |r: &&Root| r.domain.is_none() || (domain.is_some() && r.domain.as_ref() == domain);

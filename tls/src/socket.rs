@@ -79,6 +79,17 @@ impl MeshStream {
         Self::new(tcp, Session::Plain, Opened { plain: prefix, ..Opened::default() }, flusher)
     }
 
+    /// Bytes that the kernel took so far.
+    pub fn sent(&self) -> u64 {
+        self.inner.borrow().sent()
+    }
+
+    /// Of those, bytes that have arrived as far as is known; `unsent` says how many the kernel still holds.
+    pub fn arrived(&self, unsent: impl FnOnce(&TcpStream) -> u64) -> u64 {
+        let inner = self.inner.borrow();
+        inner.sent().saturating_sub(unsent(&inner.tcp))
+    }
+
     /// The server's handshake. `prefix` is what was already read from the socket. No time limit of its own.
     pub async fn accept(
         mut tcp: TcpStream,

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -447,6 +448,22 @@ impl PeerIdentity {
             sha256: OnceLock::new(),
             subject: OnceLock::new(),
         }
+    }
+
+    /// Whether one of these roots has signed the certificate; its time is another matter. What stood between it and a root is not
+    /// kept, so one that needs that is not proven here, and who shows it has to come again.
+    pub fn is_proven_by(&self, bundle: &TrustBundle) -> bool {
+        let leaf = CertificateDer::from(self.leaf.as_ref());
+        let (Ok(cert), Ok((_, read))) = (EndEntityCert::try_from(&leaf), x509_parser::parse_x509_certificate(&leaf))
+        else {
+            return false;
+        };
+        let began = u64::try_from(read.validity().not_before.timestamp()).unwrap_or(0);
+        let began = UnixTime::since_unix_epoch(Duration::from_secs(began));
+        let anchors = bundle.anchors_for(self.spiffe.as_ref().map(SpiffeId::trust_domain));
+        [SERVER_AUTH, CLIENT_AUTH]
+            .iter()
+            .any(|usage| chains(&cert, &[], &anchors, began, KeyUsage::required_if_present(usage)).is_ok())
     }
 
     /// SHA-256 of the certificate, lower-case hex.

@@ -87,7 +87,7 @@ impl Replica {
         worlds: watch::Receiver<Arc<Current>>,
         status: Arc<Status>,
     ) {
-        let mut about = None;
+        let (mut about, mut told) = (None, false);
         let (mut have, mut written) = (BTreeSet::new(), Value::Null);
         loop {
             // A long list is written less often.
@@ -96,7 +96,16 @@ impl Replica {
             let Some(now) = About::of(&ca) else { continue };
             if about.as_ref() != Some(&now) {
                 // What this pod said before its container was started again stays said.
-                let Ok(before) = self.said(&now).await else { continue };
+                let before = match self.said(&now).await {
+                    Ok(before) => before,
+                    Err(error) => {
+                        if !std::mem::replace(&mut told, true) {
+                            tracing::warn!(%error, "ConfigMap {NAME} cannot be read; trying again");
+                        }
+                        continue;
+                    }
+                };
+                told = false;
                 (have, written, about) = (before, Value::Null, Some(now.clone()));
             }
             let (dir, status, current) = (self.dir.clone(), status.clone(), worlds.borrow().clone());
@@ -255,11 +264,16 @@ async fn is_spread(client: &Client, namespace: &str, about: &About) -> Result<()
     }))
 }
 
+/// A pod that has ended stays for a while, with nobody in it who could hear of anything.
 async fn exists(client: &Client, name: &str) -> Result<bool, CaError> {
     let (namespace, name) = name.split_once('/').unwrap_or_default();
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let found = pods.get_metadata_opt(name).await.map_err(|e| kube(&e))?;
-    Ok(found.is_some())
+    let found = pods.get_opt(name).await.map_err(|e| kube(&e))?;
+    let ended = |p: &Pod| {
+        let phase = p.status.as_ref().and_then(|s| s.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    };
+    Ok(found.is_some_and(|p| !ended(&p)))
 }
 
 /// A folder for keys, in memory where that is possible, which goes with its holder.

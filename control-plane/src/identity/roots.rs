@@ -19,6 +19,8 @@ pub const KEY: &str = "root.pem";
 /// What was there and is not as it should be waits so long; so does what could not be written.
 const SOON: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(10);
+/// What the API server says of a namespace that is going.
+const GOING: &str = "being terminated";
 
 #[derive(Default)]
 struct Place {
@@ -148,7 +150,11 @@ impl Roots {
                 }
                 // A namespace that is going takes nothing any more, and will tell.
                 Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {
-                    tracing::debug!(namespace, why = %status.message, "roots cannot be written there");
+                    let (why, going) = (&status.message, status.code == 404 || status.message.contains(GOING));
+                    match going {
+                        true => tracing::debug!(namespace, why, "roots cannot be written there"),
+                        false => tracing::warn!(namespace, why, "roots cannot be written there; pods cannot join"),
+                    }
                     place.due = Some(now + 10 * SOON);
                 }
                 Ok(Err(error)) => {

@@ -22,10 +22,16 @@ impl<K: kube::Resource + Clone + Debug + k8s_openapi::serde::de::DeserializeOwne
 
 /// Goes on for as long as somebody reads. `name`: only objects of this name.
 pub async fn watch<K: Watched>(api: Api<K>, name: Option<&'static str>, out: mpsc::Sender<News<K>>) {
-    let mut pause = PAUSE.0;
+    let (mut pause, mut told) = (PAUSE.0, false);
     while !out.is_closed() {
         match once(&api, name, &out, &mut pause).await {
             Ok(()) => {}
+            // That does not pass by itself: once is enough.
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!(why = %status.message, "a right is missing");
+                }
+            }
             // While the API server is away this is what happens all the time.
             Err(error) => tracing::debug!(%error, "watch of the API server"),
         }

@@ -37,9 +37,14 @@ impl<'b> Backends<'b> {
         let Some(name) = field.get("name") else { return field.fail("has no name", "the name of a Service") };
         let name = name.text()?;
         let port = field.get("port").map_or(Some(None), |p| p.port().map(Some))?;
+        let answered = || Some(Map::from_iter([("invalid".to_string(), json!(true))]));
         let invalid = |why: String, hint: &str| {
             field.fail::<()>(format!("{why}; {otherwise}"), hint);
-            Some(Map::from_iter([("invalid".to_string(), json!(true))]))
+            answered()
+        };
+        let absent = |why: String, hint: &str| {
+            field.absent::<()>(format!("{why}; {otherwise}"), hint);
+            answered()
         };
         // Linkerd's own routes call the core group by a name.
         if !matches!(&*group, "" | "core") || kind != "Service" {
@@ -51,15 +56,15 @@ impl<'b> Backends<'b> {
             let hint = format!(
                 "a ReferenceGrant in {namespace}: from {{group: {group}, kind: {kind}, namespace: {from}}}, to {{group: \"\", kind: Service}}"
             );
-            return invalid(format!("Services of {namespace} may not be referred to from {from}"), &hint);
+            return absent(format!("Services of {namespace} may not be referred to from {from}"), &hint);
         }
         let Some(service) = self.services.get(&ServiceId::new(&namespace, &name)) else {
-            return invalid(format!("there is no Service {name} in {namespace}"), "");
+            return absent(format!("there is no Service {name} in {namespace}"), "");
         };
         let Some(port) = port else { return invalid("has no port".into(), "the port of the Service") };
         if !service.ports.contains_key(&port) {
             let ports: Vec<String> = service.ports.keys().map(u16::to_string).collect();
-            return invalid(format!("Service {name} has no port {port}"), &format!("one of {}", ports.join(", ")));
+            return absent(format!("Service {name} has no port {port}"), &format!("one of {}", ports.join(", ")));
         }
         let fields = [("service", json!(name)), ("namespace", json!(namespace)), ("port", json!(port))];
         Some(fields.into_iter().map(|(k, v)| (k.to_string(), v)).collect())

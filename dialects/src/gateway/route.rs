@@ -114,7 +114,7 @@ fn read_parent(field: &Field<'_>, index: usize, object: &crate::Object, builder:
     }
     let id = ServiceId::new(&namespace, &name);
     let Some(service) = builder.services.get(&id) else {
-        return field.fail(format!("there is no Service {name} in {namespace}"), "");
+        return field.absent(format!("there is no Service {name} in {namespace}"), "");
     };
     let number = field.get("port").map_or(Some(None), |p| p.port().map(Some))?;
     let section = field.get("sectionName").map_or(Some(None), |s| s.text().map(Some))?;
@@ -125,7 +125,7 @@ fn read_parent(field: &Field<'_>, index: usize, object: &crate::Object, builder:
     let ports: Vec<u16> = service.ports.keys().copied().filter(fits).collect();
     if ports.is_empty() {
         let all: Vec<String> = service.ports.keys().map(u16::to_string).collect();
-        return field.fail(format!("Service {name} has no such port"), &format!("one of {}", all.join(", ")));
+        return field.absent(format!("Service {name} has no such port"), &format!("one of {}", all.join(", ")));
     }
     Some(ports.into_iter().map(|port| Parent { service: id.clone(), port, index }).collect())
 }

@@ -14,7 +14,6 @@ use crate::reader::{Field, Reader, Source};
 use crate::world::Clients;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
-use weft_policy::diag::Severity;
 use weft_policy::id::ServiceId;
 
 /// A rule as far as it does not depend on whose routes it is among.
@@ -222,6 +221,6 @@ fn subset_is_known(field: &Field<'_>, service: &ServiceId, name: &str, b: &Build
         let message = format!("no DestinationRule defines subset {name} of {service}: its share is answered 503 NC");
         let hint = weft_policy::doc::nearest(name, known.iter().copied()).map(|n| format!("did you mean {n}?"));
         let hint = hint.unwrap_or_else(|| "a DestinationRule with this subset".into());
-        field.find(Severity::Error, Some("G7"), message, &hint);
+        field.find_absent("G7", message, &hint);
     }
 }

@@ -12,7 +12,6 @@ use crate::world::Clients;
 use crate::{proof, quantity};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use weft_policy::diag::Severity;
 use weft_policy::id::ServiceId;
 
 /// Of one request. Linkerd knows no bound but the budget, and one request may empty that.
@@ -29,7 +28,7 @@ pub fn translate(reader: &Reader<'_>, b: &mut Builder<'_>) {
     let id = service_of(&object.name, &object.namespace, &b.options.cluster_domain);
     let Some(id) = id.filter(|id| b.services.contains_key(id)) else {
         let (why, hint) = ("there is no such Service", "the host of a Service, as web.demo.svc.cluster.local");
-        reader.finding(Severity::Error, None, "metadata.name", why, hint);
+        reader.absent(None, "metadata.name", why, hint);
         spec.ignored(why);
         return;
     };
@@ -221,7 +220,7 @@ fn destination(field: &Field<'_>, root: &ServiceId, b: &Builder<'_>) -> Option<(
     let (host, port) = text.rsplit_once(':').map_or((&*text, None), |(host, port)| (host, Some(port)));
     let Some((id, service)) = b.resolve(host, &root.namespace).and_then(|id| b.services.get(&id).map(|s| (id, s)))
     else {
-        return authority.fail(format!("there is no Service {host}; the others take its share"), "");
+        return authority.absent(format!("there is no Service {host}; the others take its share"), "");
     };
     let own: Vec<u16> = b.services.get(root).map(|s| s.ports.keys().copied().collect()).unwrap_or_default();
     let mut to = json!({"service": &*id.name, "namespace": &*id.namespace});
@@ -234,7 +233,7 @@ fn destination(field: &Field<'_>, root: &ServiceId, b: &Builder<'_>) -> Option<(
             }
             None => {
                 let why = format!("{host} has no port {port}; the others take its share");
-                return authority.fail(why, "a port of the Service");
+                return authority.absent(why, "a port of the Service");
             }
         },
     };

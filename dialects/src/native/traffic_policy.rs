@@ -113,7 +113,7 @@ fn attach(
     let from = if reader.spec().list("targetRefs").len() == 1 { reader.spec().source() } else { target.source() };
     if ROUTES.contains(&(&*group, &*kind)) {
         if b.objects.of(&group, &kind).all(|o| o.name != name || o.namespace != *namespace) {
-            return target.fail(format!("there is no {kind} {name} in {namespace}"), "");
+            return target.absent(format!("there is no {kind} {name} in {namespace}"), "");
         }
         for block in of_services.keys() {
             reader.spec().get(block)?.warn(
@@ -139,14 +139,14 @@ fn attach(
     }
     let id = ServiceId::new(namespace, &name);
     let Some(service) = b.services.get_mut(&id) else {
-        return target.fail(format!("there is no Service {name} in {namespace}"), "");
+        return target.absent(format!("there is no Service {name} in {namespace}"), "");
     };
     let specific = u32::from(section.is_some());
     let ports: Vec<u16> = match section {
         None => service.ports.keys().copied().collect(),
         Some(section) => match service.port(&section) {
             Some(port) => vec![port],
-            None => return target.fail(format!("Service {name} has no port {section}"), "a port's name or number"),
+            None => return target.absent(format!("Service {name} has no port {section}"), "a port's name or number"),
         },
     };
     for port in ports {

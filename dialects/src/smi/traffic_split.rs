@@ -12,7 +12,6 @@ use crate::reader::{Field, Reader};
 use crate::world::{Clients, PodId};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use weft_policy::diag::Severity;
 use weft_policy::doc;
 use weft_policy::id::ServiceId;
 
@@ -88,7 +87,7 @@ fn root(spec: &Field<'_>, namespace: &str, b: &Builder<'_>) -> Option<ServiceId>
     match b.resolve(&host, namespace) {
         Some(root) if *root.namespace == *namespace => Some(root),
         Some(_) => field.fail("is a Service of another namespace", "a split is for its own namespace"),
-        None => field.fail(format!("there is no Service {host}"), ""),
+        None => field.absent(format!("there is no Service {host}"), ""),
     }
 }
 
@@ -103,12 +102,13 @@ fn matches(field: &Field<'_>, namespace: &str, groups: &[HttpRouteGroup]) -> Opt
         match group.filter(|_| kind.as_deref().is_none_or(|k| k == "HTTPRouteGroup")) {
             Some(group) => out.extend(group.matches.clone()),
             None => {
-                reference.fail::<()>(format!("there is no HTTPRouteGroup {name} in {namespace}"), "");
+                reference.absent::<()>(format!("there is no HTTPRouteGroup {name} in {namespace}"), "");
             }
         }
     }
     match out.is_empty() {
-        true => field.fail("matches nothing, so nothing is split", ""),
+        // Each reason is told: a group that is not there, or one that is empty.
+        true => field.absent("matches nothing, so nothing is split", ""),
         false => Some(out),
     }
 }
@@ -128,7 +128,7 @@ fn leaves<'r>(backends: &[Field<'r>], namespace: &str, b: &Builder<'_>) -> Vec<L
                 let why = format!("there is no Service {name}; the others take its share");
                 let hint = "a split needs a Service for each version, which selects its pods only";
                 field.ignored(why.clone());
-                service.find(Severity::Error, Some("G6"), why, hint);
+                service.find_absent("G6", why, hint);
             }
         }
     }

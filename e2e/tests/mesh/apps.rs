@@ -1,7 +1,8 @@
 //! Apps that sidecars usually break, in a namespace with STRICT mTLS.
 
+use std::io::{Read, Write};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weft_e2e::{Mesh, Result, ensure};
 
 const NS: &str = "usual";
@@ -133,6 +134,22 @@ kind: Service
 metadata: {name: elsewhere, namespace: usual}
 spec: {ports: [{name: http, port: 8080}]}
 ---
+# One of two has an app that does not listen.
+apiVersion: v1
+kind: Service
+metadata: {name: half, namespace: usual}
+spec: {selector: {app: half}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: half-good, namespace: usual, labels: {app: half}}
+spec: {containers: [{name: app, image: "weft/sample:0.1.0"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: half-deaf, namespace: usual, labels: {app: half}}
+spec: {terminationGracePeriodSeconds: 0, containers: [{name: app, image: "busybox:1", command: [sleep, infinity]}]}
+---
 apiVersion: v1
 kind: Pod
 metadata: {name: outside, namespace: usual, labels: {app: outside, sidecar.istio.io/inject: "false"}}
@@ -152,7 +169,7 @@ spec: {containers: [{name: app, image: "curlimages/curl:8.10.1"}]}
 pub fn set_up(mesh: &mut Mesh) -> Result {
     mesh.apply(APPS)?;
     mesh.rolled_out(NS)?;
-    for pod in ["outside", "host", "client"] {
+    for pod in ["outside", "host", "client", "half-good", "half-deaf"] {
         mesh.kubectl(&["-n", NS, "wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"])?;
     }
     let outside = mesh.kubectl(&["-n", NS, "get", "pod", "outside", "-o", "jsonpath={.status.podIP}"])?;
@@ -330,4 +347,66 @@ pub fn ends_after_its_app(mesh: &mut Mesh) -> Result {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(said.ends_with("200"), "{said} {}", String::from_utf8_lossy(&output.stderr));
     mesh.rolled_out(NS)
+}
+
+/// A sidecar that cannot reach its app has given it nothing, so the caller's tries elsewhere: with a POST as with a GET.
+pub fn a_post_is_tried_elsewhere(mesh: &mut Mesh) -> Result {
+    mesh.until("both were tried", || {
+        let args = ["-d", "an order", "-o", "/dev/null", "-w", "%{http_code}\n", "http://half:8080/?n=[1-40]"];
+        let (code, said) = mesh.curl(NS, "client", &args)?;
+        ensure!(code == 0 && said.lines().filter(|l| *l == "200").count() == 40, "{code}: {said}");
+        let stats = ["curl", "-s", "localhost:15000/stats/prometheus"];
+        let stats = mesh.exec(NS, "half-deaf -c istio-proxy", &stats)?;
+        let refused = |l: &&str| l.starts_with("istio_requests_total") && l.contains("response_code=\"503\"");
+        ensure!(stats.lines().any(|l| refused(&l)), "the deaf one was not tried");
+        Ok(())
+    })
+}
+
+/// Messages all the time through two sidecars; `WEFT_FULL=1`: for five minutes.
+pub fn a_long_stream(mesh: &mut Mesh) -> Result {
+    let seconds: u32 = if std::env::var_os("WEFT_FULL").is_some() { 300 } else { 30 };
+    let count = seconds * 10;
+    // weft.sample.Request: text, count, pause_ms.
+    let mut message = vec![0x0a, 1, b'x', 0x10];
+    let mut rest = count;
+    while rest >= 0x80 {
+        message.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    message.extend([rest as u8, 0x18, 100]);
+    let length = message.len() as u8;
+    message.splice(0..0, [0, 0, 0, 0, length]);
+
+    let ip = mesh.kubectl(&["-n", NS, "get", "service", "echo", "-o", "jsonpath={.spec.clusterIP}"])?;
+    let mut curl = mesh.process(NS, "pod/client", "weft-proxy")?.beside("curl");
+    curl.args(["-sS", "-N", "--http2-prior-knowledge", "-m", &(seconds + 60).to_string(), "--data-binary", "@-"]);
+    curl.args(["-D", "/dev/stderr", "-H", "Host: echo:8080", "-H", "content-type: application/grpc"]);
+    curl.args(["-H", "te: trailers", &format!("http://{ip}:8080/weft.sample.Echo/Repeat")]);
+    let mut child = curl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().ok_or("stdin")?.write_all(&message)?;
+    let (mut from, mut frames, mut buffer) = (child.stdout.take().ok_or("stdout")?, Vec::new(), [0; 8192]);
+    let (mut last, mut longest, mut seen) = (Instant::now(), Duration::ZERO, 0);
+    loop {
+        let n = from.read(&mut buffer)?;
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        if n == 0 {
+            break;
+        }
+        frames.extend_from_slice(&buffer[..n]);
+        while frames.len() >= 5 {
+            let end = 5 + u32::from_be_bytes([frames[1], frames[2], frames[3], frames[4]]) as usize;
+            if frames.len() < end {
+                break;
+            }
+            frames.drain(..end);
+            seen += 1;
+        }
+    }
+    let said = String::from_utf8_lossy(&child.wait_with_output()?.stderr).into_owned();
+    ensure!(seen == count && said.contains("grpc-status: 0"), "{seen} of {count} messages: {said}");
+    ensure!(longest < Duration::from_secs(5), "{longest:?} without a message");
+    println!("    {seen} messages in {seconds} s, at most {longest:.1?} without one");
+    Ok(())
 }

@@ -187,8 +187,12 @@ pub fn off_again(mesh: &mut Mesh) -> Result {
         ensure!(all.iter().all(|(_, ready)| ready == "1/1"), "{all:?}");
         Ok(())
     })?;
-    let (code, said) = mesh.curl("default", "stranger", &["http://hello:8080/"])?;
-    ensure!(code == 0 && said.contains("Hello from"), "{said}");
+    // Pods on their way out are called until kube-proxy has heard of them, with and without a mesh.
+    mesh.until("the Service answers a stranger", || {
+        let (code, said) = mesh.curl("default", "stranger", &["http://hello:8080/"])?;
+        ensure!(code == 0 && said.contains("Hello from"), "{said}");
+        Ok(())
+    })?;
     mesh.kubectl(&["delete", "deploy,vs,dr,pod", "--all", "--wait=false"])?;
     mesh.kubectl(&["delete", "service", "hello", "api", "slow-service", "backend"]).map(drop)
 }

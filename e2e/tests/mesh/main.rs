@@ -7,6 +7,8 @@ mod conformance;
 mod disturbances;
 mod figures;
 mod labs;
+mod rbac;
+mod security;
 mod shipped;
 
 use std::process::ExitCode;
@@ -15,6 +17,8 @@ use weft_e2e::run;
 fn main() -> ExitCode {
     run::main(&[
         ("install::everything_is_ready", labs::installed),
+        ("rbac::each_rule_is_missed", rbac::each_rule_is_missed),
+        ("rbac::who_may_not_is_told", rbac::who_may_not_is_told),
         ("labs::tutorial_5_9", labs::tutorial),
         ("labs::lab_9_5", labs::lab_9_5),
         ("labs::lab_8", labs::lab_8),
@@ -29,6 +33,8 @@ fn main() -> ExitCode {
         ("apps::without_a_certificate", apps::without_a_certificate),
         ("apps::out_of_the_mesh", apps::out_of_the_mesh),
         ("apps::metrics_under_strict", apps::metrics_under_strict),
+        ("apps::a_post_is_tried_elsewhere", apps::a_post_is_tried_elsewhere),
+        ("apps::a_long_stream", apps::a_long_stream),
         ("apps::ends_after_its_app", apps::ends_after_its_app),
         ("shipped::static_sidecar", shipped::static_sidecar),
         ("conformance::gateway_api_mesh", conformance::mesh_profiles),
@@ -37,6 +43,11 @@ fn main() -> ExitCode {
         ("figures::cpu_per_request", figures::cpu_per_request),
         ("figures::routes_take_effect", figures::routes_take_effect),
         ("figures::webhook_latency", figures::webhook_latency),
+        ("security::set_up", security::set_up),
+        ("security::another_identity_is_expected", security::another_identity_is_expected),
+        ("security::strict_ends_plaintext", security::strict_ends_plaintext),
+        ("security::the_ca_is_deleted", security::the_ca_is_deleted),
+        ("security::a_root_is_removed", security::a_root_is_removed),
         ("disturbances::set_up", disturbances::set_up),
         ("disturbances::rolling_restart", disturbances::rolling_restart),
         ("disturbances::control_plane_rolls", disturbances::control_plane_rolls),

@@ -61,6 +61,8 @@ Examples:
   mesh-sample load http://127.0.0.1:8080/ --rps 200 --duration 1m
   mesh-sample load http://users:8080/api -o json --fail-on-error";
 
+/// Bytes that are kept of what a failed answer says.
+const SAID: usize = 160;
 /// Without an answer in this time a request has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests that are under way or wait; whoever is this far behind learns nothing from more.
@@ -111,33 +113,46 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
 struct Tally {
     statuses: BTreeMap<u16, u64>,
     errors: BTreeMap<String, u64>,
+    /// What answers of 400 and above said of themselves: a mesh's own word, or how their bodies begin.
+    said: BTreeMap<String, u64>,
     /// Of answers, by time: bucket n holds those below 1.02^n microseconds.
     times: BTreeMap<u32, u64>,
     longest: Duration,
 }
 
+/// An answer's status, and of one of 400 and above what it says.
+struct Answer {
+    status: u16,
+    said: Option<String>,
+}
+
 /// What an error says may differ each time; this many kinds are told apart.
 const KINDS: usize = 20;
 
+fn count(kinds: &mut BTreeMap<String, u64>, kind: Option<String>, times: u64) {
+    let Some(kind) = kind else { return };
+    let known = kinds.len() < KINDS || kinds.contains_key(&kind);
+    *kinds.entry(if known { kind } else { "other".into() }).or_default() += times;
+}
+
 impl Tally {
-    fn add(&mut self, outcome: Result<u16, String>, took: Duration) {
+    fn add(&mut self, outcome: Result<Answer, String>, took: Duration) {
         match outcome {
-            Ok(status) => {
+            Ok(Answer { status, said }) => {
+                count(&mut self.said, said, 1);
                 *self.statuses.entry(status).or_default() += 1;
                 let bucket = (took.as_micros().max(1) as f64).ln() / 1.02f64.ln();
                 *self.times.entry(bucket as u32 + 1).or_default() += 1;
                 self.longest = self.longest.max(took);
             }
-            Err(error) => {
-                let known = self.errors.len() < KINDS || self.errors.contains_key(&error);
-                *self.errors.entry(if known { error } else { "other".into() }).or_default() += 1;
-            }
+            Err(error) => count(&mut self.errors, Some(error), 1),
         }
     }
 
     fn merge(&mut self, other: Self) {
         other.statuses.into_iter().for_each(|(k, n)| *self.statuses.entry(k).or_default() += n);
-        other.errors.into_iter().for_each(|(k, n)| *self.errors.entry(k).or_default() += n);
+        other.errors.into_iter().for_each(|(k, n)| count(&mut self.errors, Some(k), n));
+        other.said.into_iter().for_each(|(k, n)| count(&mut self.said, Some(k), n));
         other.times.into_iter().for_each(|(k, n)| *self.times.entry(k).or_default() += n);
         self.longest = self.longest.max(other.longest);
     }
@@ -184,6 +199,7 @@ impl Tally {
             "failed": self.failed(),
             "statuses": statuses,
             "errors": self.errors,
+            "said": self.said,
             "milliseconds": {
                 "p50": round(self.quantile(0.5)), "p95": round(self.quantile(0.95)), "p99": round(self.quantile(0.99)),
                 "max": round(self.longest.as_secs_f64() * 1000.0),
@@ -304,7 +320,7 @@ impl Client {
         let _ = room.acquire_many(OUTSTANDING as u32).await;
     }
 
-    async fn send(&self) -> Result<u16, String> {
+    async fn send(&self) -> Result<Answer, String> {
         loop {
             let kept = locked(&self.idle).pop();
             let reused = kept.is_some();
@@ -333,12 +349,17 @@ impl Client {
             match sender.send_request(request).await {
                 Ok(response) => {
                     let status = response.status().as_u16();
+                    let word = response.headers().get("x-mesh-error").map(|w| format!("x-mesh-error: {w:?} "));
+                    let mut text = word.unwrap_or_default().into_bytes();
                     let mut body = response.into_body();
                     while let Some(frame) = body.frame().await {
-                        frame.map_err(|e| e.to_string())?;
+                        let frame = frame.map_err(|e| e.to_string())?;
+                        let data = frame.data_ref().map(|d| &d[..]).unwrap_or_default();
+                        text.extend(&data[..data.len().min(SAID.saturating_sub(text.len()))]);
                     }
                     locked(&self.idle).push(sender);
-                    return Ok(status);
+                    let said = (status >= 400).then(|| String::from_utf8_lossy(&text).into_owned());
+                    return Ok(Answer { status, said });
                 }
                 // Nothing of it was sent.
                 Err(error) if reused && error.is_canceled() => {}
@@ -355,7 +376,7 @@ fn summary(total: &Tally, took: Duration) {
     for (status, n) in &total.statuses {
         println!("  {status}   {n}");
     }
-    for (error, n) in &total.errors {
+    for (error, n) in total.said.iter().chain(&total.errors) {
         println!("  {error}   {n}");
     }
 }
@@ -368,7 +389,8 @@ mod tests {
     fn counts_and_quantiles() {
         let mut tally = Tally::default();
         for ms in 1..=1000u64 {
-            tally.add(Ok(if ms > 990 { 503 } else { 200 }), Duration::from_millis(ms));
+            let status = if ms > 990 { 503 } else { 200 };
+            tally.add(Ok(Answer { status, said: None }), Duration::from_millis(ms));
         }
         tally.add(Err("no".into()), Duration::from_secs(1));
         assert_eq!((tally.total(), tally.failed(), tally.answered()), (1001, 11, 1000));

@@ -9,16 +9,18 @@ use crate::config::snapshot::Snapshot;
 use crate::sys::sockopt;
 use crate::telemetry::record::TcpRecord;
 use crate::worker::Conn;
+use rustc_hash::FxHashMap;
 use slab::Slab;
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use weft_policy::listener::{self, Clients};
 use weft_policy::mtls::Mode;
-use weft_tls::Taking;
+use weft_tls::{PeerIdentity, Taking, TrustBundle};
 
 #[derive(Clone, Default)]
 pub struct Live(Rc<Inner>);
@@ -35,6 +37,8 @@ struct Entry {
     /// Once it is known what the connection is. Before that, it is judged by the listener's newest config anyway.
     conn: Option<Rc<Conn>>,
     record: Option<Rc<TcpRecord>>,
+    /// Of bytes that go to a peer of the mesh: who that is.
+    upstream: Option<Arc<PeerIdentity>>,
     patience: Option<Patience>,
 }
 
@@ -107,6 +111,28 @@ impl Live {
         cut
     }
 
+    /// Cuts what these roots do not prove any more.
+    pub fn distrust(&self, bundle: &TrustBundle) -> usize {
+        // Many connections are of one peer.
+        let mut known: FxHashMap<*const PeerIdentity, bool> = FxHashMap::default();
+        let mut proven = |peer: &Option<Arc<PeerIdentity>>| {
+            let Some(peer) = peer else { return true };
+            *known.entry(Arc::as_ptr(peer)).or_insert_with(|| peer.is_proven_by(bundle))
+        };
+        let mut tasks = Vec::new();
+        for (_, entry) in &*self.0.entries.borrow() {
+            let client = entry.conn.as_ref().is_none_or(|conn| proven(&conn.peer.identity));
+            if !client || !proven(&entry.upstream) {
+                tasks.extend(entry.task.clone());
+            }
+        }
+        tasks.iter().for_each(AbortHandle::abort);
+        for _ in &tasks {
+            counters::rejected(Rejected::Policy);
+        }
+        tasks.len()
+    }
+
     pub fn cut_all(&self) -> usize {
         self.cut(|_| true)
     }
@@ -163,6 +189,13 @@ impl Ticket {
         }
         if let Some(entry) = self.live.0.entries.borrow_mut().get_mut(self.key) {
             entry.patience = Some(Patience { taking, limit, seen: None });
+        }
+    }
+
+    /// The bytes go to this peer of the mesh.
+    pub fn towards(&self, peer: Option<Arc<PeerIdentity>>) {
+        if let Some(entry) = self.live.0.entries.borrow_mut().get_mut(self.key) {
+            entry.upstream = peer;
         }
     }
 

@@ -113,6 +113,9 @@ pub async fn relay(
         Err(_) => return client.reset_on_close(),
     };
     ticket.watch(&record);
+    if upstream.mesh {
+        ticket.towards(upstream.io.peer().cloned());
+    }
     let ends = Ends { near: &mut client, far: &mut upstream.io };
     copy(ends, &worker.buffers, &record.received, &record.sent).await;
     drop(report);

@@ -121,17 +121,21 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
             }
             Err(reason) => (Outcome::PerTryTimeout, Some(*reason), Signal::Timeout),
         };
-        // A kept connection that the endpoint had closed: nothing was sent, nothing was learned, nothing is counted.
-        if let Ok(Err(SendFailed { request: Some(request), reason: Reason::UpstreamClosed, .. })) = sent {
-            stale += 1;
-            if stale <= 16 {
+        // A kept connection that the endpoint had closed: nothing was learned, nothing is counted.
+        let repeatable = replay.as_ref().is_none_or(Replayable::can_repeat);
+        let sent = match sent {
+            Ok(Err(SendFailed { request: Some(request), reason: Reason::UpstreamClosed, .. })) if repeatable => {
+                stale += 1;
+                if stale > 16 {
+                    return Err(fail(Reason::UpstreamClosed, retried));
+                }
                 head = Some(request.head);
                 tried.pop();
                 started = ended;
                 continue;
             }
-            return Err(fail(Reason::UpstreamClosed, retried));
-        }
+            sent => sent,
+        };
         let await_trailers =
             flight.asker.grpc && matches!(outcome, Outcome::Response { grpc_status: None, status: 200, .. });
         if let Some(picked) = &mut picked {

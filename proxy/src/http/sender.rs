@@ -20,7 +20,8 @@ pub struct SendFailed {
     pub reason: Reason,
     /// The upstream cannot have begun to process the request.
     pub unprocessed: bool,
-    /// The request itself, where not a byte of it was sent.
+    /// The request itself, where not a byte of it was sent, or it may be sent once more all the same. Its body is there in the
+    /// first case only.
     pub request: Option<Box<Request>>,
 }
 

@@ -52,6 +52,8 @@ struct Pool {
     dialling: Cell<bool>,
     waiters: RefCell<VecDeque<oneshot::Sender<Handed>>>,
     open: Rc<Cell<usize>>,
+    /// Connections that are older carry no new request.
+    since: Cell<Option<Instant>>,
 }
 
 struct Idle {
@@ -113,7 +115,8 @@ impl Lease {
     pub fn reuse(self, now: Instant) {
         let Kind::One { born, uses } = self.kind else { return };
         let spent = self.pool.backend.breaker.max_requests_per_connection().is_some_and(|max| uses >= max);
-        if spent || self.sender.is_closed() || self.pool.endpoint.is_gone() {
+        let old = self.pool.since.get().is_some_and(|since| born < since);
+        if spent || old || self.sender.is_closed() || self.pool.endpoint.is_gone() {
             return;
         }
         let idle = Idle { sender: self.sender.clone(), since: now, born, uses };
@@ -189,6 +192,7 @@ impl Pools {
             dialling: Cell::new(false),
             waiters: RefCell::default(),
             open: Rc::default(),
+            since: Cell::default(),
         });
         pools.insert(key, pool.clone());
         pool
@@ -198,6 +202,18 @@ impl Pools {
     pub fn open_to(&self, endpoint: &Arc<Endpoint>) -> usize {
         let pools = self.pools.borrow();
         pools.values().filter(|p| Arc::ptr_eq(&p.endpoint, endpoint)).map(|p| p.open.get()).sum()
+    }
+
+    /// Our certificate, or what we trust, has changed: what was proven by others carries what it carries now, and nothing more.
+    pub fn renew(&self, now: Instant) {
+        for pool in self.pools.borrow().values().filter(|p| !matches!(p.tls, UpstreamTls::Originate(_))) {
+            pool.since.set(Some(now));
+            pool.idle.borrow_mut().clear();
+            pool.shared.borrow_mut().retain(|shared| {
+                shared.retired.set(true);
+                shared.in_flight.get() > 0
+            });
+        }
     }
 
     /// Once a second: what is too old or belongs to nobody goes.

@@ -17,6 +17,8 @@ pub struct Connected {
     pub io: MeshStream,
     pub picked: Picked,
     pub secured: bool,
+    /// To a peer of the mesh.
+    pub mesh: bool,
     _permit: ConnectionPermit,
 }
 
@@ -33,11 +35,12 @@ pub async fn connect(worker: &Rc<Worker>, backend: &Arc<Backend>, source: Option
         }
         tried.push(picked.index);
         let config = backend.config.load_full();
-        let secured = security(worker, &config, &picked.endpoint)? != Security::Plain;
+        let security = security(worker, &config, &picked.endpoint)?;
         match dial(worker, &config, &picked.endpoint, Inside::Bytes).await {
             Ok(io) => {
                 picked.tell(Signal::Success, Instant::now());
-                return Ok(Connected { io, picked, secured, _permit: permit });
+                let (secured, mesh) = (security != Security::Plain, security == Security::Mesh);
+                return Ok(Connected { io, picked, secured, mesh, _permit: permit });
             }
             Err(Reason::Overload) => return Err(Reason::Overload),
             Err(reason) => {

@@ -151,6 +151,11 @@ impl Inner {
         (self.blocked && self.buffered() > 0 && self.write_error.is_none()).then_some(self.sent)
     }
 
+    /// What the kernel took so far.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
     pub(super) fn held(&self) -> usize {
         let queues = [&self.plain, &self.pending, &self.backlog];
         queues.iter().fold(self.incoming.capacity(), |sum, q| sum + q.bytes.capacity())

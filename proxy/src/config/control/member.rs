@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use weft_policy::id::TrustDomain;
 use weft_proto::v1::mesh_client::MeshClient;
 use weft_proto::v1::{SignRequest, TrustBundle as WireBundle};
-use weft_tls::{Identity, Live, Material, Request, TrustBundle};
+use weft_tls::{Identity, Live, Material, PeerIdentity, Request, TrustBundle};
 
 /// A CA that signs slowly has a queue; one that says nothing at all is not there.
 const SIGN: Duration = Duration::from_secs(30);
@@ -97,8 +97,13 @@ impl Member {
         holds_own(&bundle, &material.identity)?;
         if *material.bundle != bundle {
             tracing::info!(roots = bundle.len(), "trust taken");
+            let proven = is_proven(&material.identity, &bundle);
             self.live.store_bundle(bundle);
             self.keep();
+            if !proven {
+                tracing::warn!("the root of our own certificate is gone: peers refuse it until there is another");
+                self.doubt();
+            }
         }
         Ok(())
     }
@@ -138,7 +143,8 @@ impl Member {
     }
 
     async fn sign(&self, material: &Material) -> Result<Signed, Wrong> {
-        if left(&material.identity).is_zero() {
+        // What nobody believes any more is not worth showing.
+        if left(&material.identity).is_zero() || !is_proven(&material.identity, &material.bundle) {
             return join(&self.options).await;
         }
         let renewed = sign(&self.options, Some(material), String::new()).await;
@@ -180,6 +186,10 @@ impl Member {
         let kept = Kept { identity: material.identity.clone(), key_pem, bundle: material.bundle.clone() };
         self.folder.save_identity(&kept);
     }
+}
+
+fn is_proven(identity: &Identity, bundle: &TrustBundle) -> bool {
+    identity.chain().first().is_none_or(|leaf| PeerIdentity::of(leaf).is_proven_by(bundle))
 }
 
 async fn join(options: &Options) -> Result<Signed, Wrong> {

@@ -3,13 +3,15 @@
 //! directions move.
 //!
 //! While it is idle nobody waits on it. That it was closed shows when somebody looks, which costs no system call: before a
-//! request is sent, and once a second.
+//! request is sent, and once a second. What was sent into a connection just as its other end was being closed comes back too,
+//! to be sent elsewhere: see `Exchange::comes_back`.
 
-use super::super::exchange::{Body, BodyError, FieldMap, Reply, Request, Tunnel, Upgrade, Wire};
+use super::super::exchange::{Body, BodyError, FieldMap, Head, Reply, Request, Tunnel, Upgrade, Wire};
 use super::super::sender::{SendFailed, Sender, tell_refused};
 use super::body::{Decoder, Piece, Stop, Writer};
 use super::head::{self, Answered, Framing, Search};
 use super::{Ahead, Outgoing, take_spare};
+use crate::sys::sockopt;
 use bytes::Bytes;
 use http::header::UPGRADE;
 use http::{HeaderValue, Method, StatusCode};
@@ -182,6 +184,8 @@ impl Http1 {
             (false, Some(length)) => Framing::Length(length),
             (false, None) => head::announced(&head.fields.0).map_or(Framing::Chunked, Framing::Length),
         };
+        let begun_at = link.io.as_ref().map_or(0, MeshStream::sent);
+        let kept = link.turn > 0;
         let mut out = Outgoing::new(take_spare());
         head::write_request(&mut out.front, &head, framing);
         link.state = State::Asked;
@@ -207,8 +211,18 @@ impl Http1 {
         exchange.connect = head.method == Method::CONNECT;
         exchange.leaving = leaving;
         exchange.wanted = leaving.then(|| head.fields.0.get(UPGRADE).cloned()).flatten();
+        exchange.kept = kept.then_some(Kept { head, bare, begun_at });
         exchange
     }
+}
+
+/// Why no answer's head was read.
+enum End {
+    /// `cleanly`: the endpoint's own end was seen, and not a reset alone.
+    Closed {
+        cleanly: bool,
+    },
+    Because(Reason),
 }
 
 /// A request on its way to its answer's head. Dropped before, it takes the connection along.
@@ -223,6 +237,17 @@ pub struct Exchange {
     leaving: bool,
     /// The protocols it would leave HTTP for.
     wanted: Option<HeaderValue>,
+    /// On a connection that has been used before.
+    kept: Option<Kept>,
+}
+
+/// What it takes to send a request again.
+struct Kept {
+    head: Head,
+    /// It has no body.
+    bare: bool,
+    /// What the connection had sent before.
+    begun_at: u64,
 }
 
 impl Drop for Exchange {
@@ -267,7 +292,16 @@ impl Future for Exchange {
             let link = &mut *link.borrow_mut();
             match ready!(this.poll_head(cx, link)) {
                 Ok(answered) => answered,
-                Err(reason) => return Poll::Ready(Err(link.why(reason))),
+                Err(End::Closed { cleanly }) => {
+                    let request = this.comes_back(link, cleanly);
+                    let failed = link.why(Reason::UpstreamClosed);
+                    return Poll::Ready(Err(SendFailed {
+                        unprocessed: failed.unprocessed || request.is_some(),
+                        request,
+                        ..failed
+                    }));
+                }
+                Err(End::Because(reason)) => return Poll::Ready(Err(link.why(reason))),
             }
         };
         let reply = this.take_answer(link, answered);
@@ -287,11 +321,26 @@ impl Exchange {
             connect: false,
             leaving: false,
             wanted: None,
+            kept: None,
         }
     }
 
+    /// An endpoint that ends closes what is idle, and a request may be on its way into just that. It is given back where its
+    /// connection was kept from before, not a byte of an answer came, and either
+    /// * the endpoint's FIN has come and acknowledges nothing of the request: it was sent before any of it arrived; or
+    /// * sending it twice does no harm (RFC 9110, 9.2.2). A fresh connection is the last try then, as it keeps nothing.
+    fn comes_back(&mut self, link: &Http1, cleanly: bool) -> Option<Box<Request>> {
+        let kept = self.kept.take()?;
+        if self.interim > 0 || !link.ahead.is_empty() || link.refusal.get().is_some() {
+            return None;
+        }
+        let unseen = cleanly && link.io.as_ref()?.arrived(sockopt::unsent) <= kept.begun_at;
+        let harmless = kept.bare && kept.head.method.is_safe();
+        (unseen || harmless).then(|| Box::new(Request { head: kept.head, body: Body::empty() }))
+    }
+
     /// Reads up to a head that is an answer.
-    fn poll_head(&mut self, cx: &mut Context<'_>, link: &mut Http1) -> Poll<Result<Answered, Reason>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>, link: &mut Http1) -> Poll<Result<Answered, End>> {
         loop {
             while link.ahead.bytes.starts_with(b"\r\n") {
                 link.ahead.skip(2);
@@ -300,29 +349,34 @@ impl Exchange {
             let bytes = &link.ahead.bytes[..];
             // What cannot become an answer is not waited for.
             if !bytes.iter().zip(b"HTTP/1.").all(|(a, b)| a == b || (bytes.len() == 1 && *a == b'\r')) {
-                return Poll::Ready(Err(Reason::UpstreamProtocol));
+                return Poll::Ready(Err(End::Because(Reason::UpstreamProtocol)));
             }
             match self.search.find(bytes) {
                 Some(end) if end <= link.max_head => {
                     let lines = std::mem::take(&mut self.search).lines();
                     let Ok(answered) = head::response(&link.ahead.take(end), lines, link.max_fields) else {
-                        return Poll::Ready(Err(Reason::UpstreamProtocol));
+                        return Poll::Ready(Err(End::Because(Reason::UpstreamProtocol)));
                     };
                     if !answered.status.is_informational() || answered.status == StatusCode::SWITCHING_PROTOCOLS {
                         return Poll::Ready(Ok(answered));
                     }
                     self.interim += 1;
                     if self.interim > INTERIM {
-                        return Poll::Ready(Err(Reason::UpstreamProtocol));
+                        return Poll::Ready(Err(End::Because(Reason::UpstreamProtocol)));
                     }
                     continue;
                 }
                 None if bytes.len() <= link.max_head => {}
-                _ => return Poll::Ready(Err(Reason::UpstreamProtocol)),
+                _ => return Poll::Ready(Err(End::Because(Reason::UpstreamProtocol))),
             }
             match ready!(link.poll_fill(cx)) {
                 Ok(1..) => {}
-                Ok(0) | Err(_) => return Poll::Ready(Err(Reason::UpstreamClosed)),
+                Ok(0) => return Poll::Ready(Err(End::Closed { cleanly: true })),
+                // The kernel's word for a reset that came after the end.
+                Err(e) => {
+                    let cleanly = e.kind() == io::ErrorKind::BrokenPipe;
+                    return Poll::Ready(Err(End::Closed { cleanly }));
+                }
             }
         }
     }
@@ -490,5 +544,89 @@ impl Http1 {
     fn is_deaf(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.deaf || self.io.as_mut().is_none_or(|io| !matches!(Pin::new(io).poll_flush(&mut cx), Poll::Ready(Ok(()))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Version;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use weft_tls::Flusher;
+
+    fn request(method: Method) -> Request {
+        let path = "/".parse().unwrap();
+        let fields = FieldMap::default();
+        let head = Head { method, version: Version::HTTP_11, authority: None, path, asterisk: false, fields };
+        Request { head, body: Body::empty() }
+    }
+
+    /// What was written is with the kernel.
+    async fn flushed() {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Sends `method` on a connection that was used once (or never), of which the server makes `end` before or after it has read the
+    /// request; whether the request comes back.
+    fn after(method: Method, used: bool, reads: bool, end: fn(TcpStream)) -> bool {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let flusher = Flusher::new();
+            let runs = flusher.clone();
+            tokio::task::spawn_local(async move { runs.run().await });
+            let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            server.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+            let Sender::Http1(link) = connect(MeshStream::plain(tcp, Vec::new(), &flusher), &Limits::default(), || {})
+            else {
+                unreachable!()
+            };
+            let mut bytes = [0; 1024];
+            if used {
+                let first = Http1::send(&link, request(Method::GET), false);
+                flushed().await;
+                assert!(server.read(&mut bytes).unwrap() > 0);
+                server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                assert_eq!(first.await.ok().unwrap().status, 200);
+            }
+            // Nothing is awaited in between: the end is there, and nobody here has looked.
+            let sent = match reads {
+                false => {
+                    end(server);
+                    Http1::send(&link, request(method), false)
+                }
+                true => {
+                    let sent = Http1::send(&link, request(method), false);
+                    flushed().await;
+                    assert!(server.read(&mut bytes).unwrap() > 0);
+                    end(server);
+                    sent
+                }
+            };
+            let Err(failed) = sent.await else { panic!("answered") };
+            assert_eq!((failed.reason, failed.unprocessed), (Reason::UpstreamClosed, failed.request.is_some()));
+            failed.request.is_some()
+        })
+    }
+
+    #[test]
+    fn what_was_sent_into_an_end_comes_back() {
+        let close: fn(TcpStream) = drop;
+        let reset: fn(TcpStream) = |server| {
+            socket2::SockRef::from(&server).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        };
+        // The end was on its way before the request: no app can have read it.
+        assert!(after(Method::POST, true, false, close));
+        // It was read: only what does no harm is sent again.
+        for end in [close, reset] {
+            assert!(!after(Method::POST, true, true, end));
+            assert!(after(Method::GET, true, true, end));
+            assert!(!after(Method::GET, false, true, end), "a fresh connection's end means something");
+        }
     }
 }
