@@ -9,6 +9,7 @@ mod figures;
 mod labs;
 mod rbac;
 mod security;
+mod shipped;
 
 use std::process::ExitCode;
 use weft_e2e::run;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         ("apps::a_post_is_tried_elsewhere", apps::a_post_is_tried_elsewhere),
         ("apps::a_long_stream", apps::a_long_stream),
         ("apps::ends_after_its_app", apps::ends_after_its_app),
+        ("shipped::static_sidecar", shipped::static_sidecar),
         ("conformance::gateway_api_mesh", conformance::mesh_profiles),
         ("figures::pods_are_ready_soon", figures::pods_are_ready_soon),
         ("figures::memory", figures::memory),

@@ -15,15 +15,15 @@ use serde_json::json;
 #[derive(Clone, Debug)]
 pub struct Image {
     names: Vec<String>,
-    entries: BTreeMap<String, Entry>,
-    entrypoint: Vec<String>,
+    pub(crate) entries: BTreeMap<String, Entry>,
+    pub(crate) entrypoint: Vec<String>,
     command: Vec<String>,
     environment: Vec<String>,
-    user: String,
+    pub(crate) user: String,
 }
 
 #[derive(Clone, Debug)]
-enum Entry {
+pub(crate) enum Entry {
     Folder(u32),
     Program(PathBuf),
     Text(Vec<u8>, u32),
@@ -51,6 +51,12 @@ impl Image {
         Self::new(name).program(&format!("bin/{file}"), program).entrypoint(&[&format!("/bin/{file}")])
     }
 
+    /// The same under another name.
+    pub fn named(mut self, name: &str) -> Self {
+        self.names = vec![name.into()];
+        self
+    }
+
     pub fn also_named(mut self, name: &str) -> Self {
         self.names.push(name.into());
         self
@@ -63,12 +69,8 @@ impl Image {
 
     /// As `program`, with the shared libraries it needs, as this machine has them: for programs built on this machine for tests.
     pub fn linked_program(self, path: &str, from: &Path) -> io::Result<Self> {
-        let output = Command::new("ldd").arg(from).output()?;
-        // A static program has none, which `ldd` calls an error.
-        let listed = String::from_utf8_lossy(&output.stdout).into_owned();
-        // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x..)` and `/lib64/ld-linux-x86-64.so.2 (0x..)`
-        let libraries = listed.lines().filter_map(|l| l.split_whitespace().find(|word| word.starts_with('/')));
-        Ok(libraries.fold(self.program(path, from), |image, library| image.program(library, Path::new(library))))
+        let libraries = libraries(from)?;
+        Ok(libraries.iter().fold(self.program(path, from), |image, library| image.program(library, Path::new(library))))
     }
 
     pub fn text(self, path: &str, text: impl Into<Vec<u8>>) -> Self {
@@ -179,6 +181,16 @@ impl Image {
         }
         out.write_all(&[0; 2 * BLOCK as usize])
     }
+}
+
+/// The shared libraries that a program is linked to, where this machine has them; a static program has none.
+pub fn libraries(program: &Path) -> io::Result<Vec<String>> {
+    let output = Command::new("ldd").arg(program).output()?;
+    // That a program is static `ldd` calls an error, or says in words without a path.
+    let listed = String::from_utf8_lossy(&output.stdout);
+    // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x..)` and `/lib64/ld-linux-x86-64.so.2 (0x..)`
+    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(String::from);
+    Ok(listed.lines().filter_map(path).collect())
 }
 
 /// One header of the format that POSIX calls ustar.

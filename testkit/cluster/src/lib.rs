@@ -19,6 +19,7 @@ mod parts;
 mod pki;
 mod place;
 mod programs;
+mod static_images;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -28,8 +29,9 @@ use std::time::{Duration, Instant};
 pub use error::{Error, Result};
 pub use example_images::example_images;
 pub use image::Image;
-pub use mesh_images::mesh_images;
+pub use mesh_images::{mesh_images, proxy_image};
 pub use place::{Place, State};
+pub use static_images::{shipped_images, static_programs};
 
 use error::During;
 

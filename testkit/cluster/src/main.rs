@@ -20,7 +20,9 @@ use weft_cluster::{Cluster, Error, Image, Options, Place, Result, State};
   weft-cluster shell                                 a shell with kubectl, where Services and pods can be reached
   weft-cluster shell -- wget -qO- http://10.96.0.10:9153/metrics
   weft-cluster import my/app:1=target/app            a static program as an image
+  weft-cluster mesh                                  the mesh's images, of what cargo has built
   weft-cluster down
+  weft-cluster images                                the mesh's images as they are shipped, as files (no cluster)
 
 A second cluster beside it: weft-cluster up --name other; other commands take --name as well, before their own words.
 
@@ -74,6 +76,18 @@ enum Verb {
         #[arg(long, value_name = "DIR")]
         programs: Option<PathBuf>,
     },
+    /// Build the mesh's images as they are shipped, of static programs, and write them as archives; takes no cluster, engine or root
+    Images {
+        /// Where to
+        #[arg(default_value = "target/images")]
+        folder: PathBuf,
+        /// What stands before the names: a registry and a folder of it
+        #[arg(long, value_name = "PREFIX", default_value = "weft")]
+        prefix: String,
+        /// Take static programs that images/programs has built there, and build nothing
+        #[arg(long, value_name = "DIR")]
+        programs: Option<PathBuf>,
+    },
     /// Show the end of a part's log
     Logs {
         #[arg(default_value = "kubelet")]
@@ -118,6 +132,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Verb::Import { images } => import(&Cluster::open(&cli.name)?, images)?,
         Verb::Mesh { programs } => mesh(&Cluster::open(&cli.name)?, programs.as_deref())?,
+        Verb::Images { folder, prefix, programs } => images(folder, prefix, programs.as_deref())?,
         Verb::Logs { part, lines } => logs(&cli.name, part, *lines)?,
         Verb::Build => println!("{}", weft_cluster::programs()?.display()),
     }
@@ -132,6 +147,19 @@ fn mesh(cluster: &Cluster, programs: Option<&Path>) -> Result<()> {
         println!("{}", image.name());
     }
     println!("next: weft-cluster shell, and there {}/meshctl install -y", programs.display());
+    Ok(())
+}
+
+fn images(folder: &Path, prefix: &str, programs: Option<&Path>) -> Result<()> {
+    let built = folder.join("programs");
+    if programs.is_none() {
+        weft_cluster::static_programs(&built, "dist", &[])?;
+    }
+    let written = weft_cluster::shipped_images(programs.unwrap_or(&built), prefix, folder)?;
+    for image in &written {
+        println!("{:<40}  {:>5.1} MiB  {}", image.name, image.size as f64 / (1 << 20) as f64, image.file.display());
+    }
+    println!("next: docker load -i FILE, podman load -i FILE, kind load image-archive FILE, weft-cluster import FILE");
     Ok(())
 }
 
@@ -248,8 +276,13 @@ mod tests {
             Cli::try_parse_from(["weft-cluster", "--name", "a", "kubectl", "-n", "b", "get", "--raw", "/"]).unwrap();
         assert!(matches!(cli.verb, Verb::Kubectl { args } if args == ["-n", "b", "get", "--raw", "/"]));
         assert_eq!(cli.name, "a");
-        for good in [&["up", "--keep"][..], &["down", "--all"], &["status", "-o", "json"], &["shell", "--", "ls", "-l"]]
-        {
+        for good in [
+            &["up", "--keep"][..],
+            &["down", "--all"],
+            &["status", "-o", "json"],
+            &["shell", "--", "ls", "-l"],
+            &["images", "out", "--prefix", "registry.example/weft"],
+        ] {
             assert!(Cli::try_parse_from([&["weft-cluster"], good].concat()).is_ok(), "{good:?}");
         }
         for bad in [&[][..], &["shell", "ls"], &["import"], &["status", "-o", "yaml"]] {
