@@ -313,7 +313,8 @@ struct Stage<'a> {
 }
 
 /// Objects that are there with a status, which is made empty when conditions are to be missed.
-const ROUTES: [&str; 3] = ["httproute", "grpcroute", "trafficpolicy"];
+const ROUTES: [&str; 4] =
+    ["httproutes.gateway.networking.k8s.io", "grpcroute", "trafficpolicy", "httproutes.policy.linkerd.io"];
 
 impl<'a> Stage<'a> {
     fn set(mesh: &'a Mesh, all: &[Without<'_>]) -> Result<Self> {
@@ -568,12 +569,25 @@ pub fn each_rule_is_missed(mesh: &mut Mesh) -> Result {
     let stage = Stage::set(mesh, &all)?;
     let (in_turn, mut at_once): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.place == Leads);
     stage.written()?;
-    for without in &in_turn {
+    // The mesh's own would write at once what is forgotten.
+    let scale = |replicas: &str| -> Result {
+        mesh.kubectl(&["-n", "weft-system", "scale", "deploy/weft-control", replicas])?;
+        mesh.rolled_out("weft-system")
+    };
+    scale("--replicas=0")?;
+    mesh.until("nobody writes conditions", || {
+        let left = mesh.pods("weft-system", "app.kubernetes.io/name=weft-control")?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })?;
+    let shown = |without: &Without<'_>| {
         stage.forget()?;
-        without.shown(&stage)?;
-    }
+        without.shown(&stage)
+    };
+    let failed: Vec<String> = in_turn.iter().filter_map(|w| shown(w).err().map(|e| e.to_string())).collect();
+    scale("--replicas=1")?;
     at_once.reverse();
-    let (waiting, failed) = (Mutex::new(at_once), Mutex::new(Vec::new()));
+    let (waiting, failed) = (Mutex::new(at_once), Mutex::new(failed));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
