@@ -237,7 +237,7 @@ mod tests {
         let (roots, waits) = (vec!["a".into(), "b".into()], Some(waits.to_string()));
         let mut now = Progress { stage: Stage::Switched, since: 7, roots, signing: "b".into(), waits };
         let expected = "root a is trusted\nroot b is trusted, and signs\nnext: the first root goes, which is too early: \
-                        certificates of root a are still in use, by web-1, web-2\n";
+                        certificates of root a are still in use by web-1, web-2\n";
         assert_eq!(text(&now), expected);
         now.waits = None;
         assert!(text(&now).ends_with("next: the first root goes; try: meshctl ca rotate\n"));

@@ -15,3 +15,11 @@ pub mod sys;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Whatever name it is called by.
+pub fn main() -> ExitCode {
+    called_as::other(std::env::args_os()).unwrap_or_else(|| app::main(&settings::Settings::parse()))
+}

@@ -67,16 +67,21 @@ pub fn pods_are_ready_soon(mesh: &mut Mesh) -> Result {
     for pod in ["web-v1", "web-v2", "client"] {
         mesh.kubectl(&["-n", NS, "wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=90s"])?;
     }
-    let mut took = Vec::new();
-    for n in 0..if full() { 7 } else { 3 } {
+    let ready = |name: &str, annotations: &str| -> Result<f64> {
         let pod = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: soon-{n}, namespace: {NS}}}\nspec: {{containers: [{{name: app, image: \"curlimages/curl:8.10.1\"}}]}}\n"
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {NS}, annotations: {{{annotations}}}}}\nspec: {{containers: [{{name: app, image: \"curlimages/curl:8.10.1\"}}]}}\n"
         );
         let begun = Instant::now();
         mesh.apply(&pod)?;
-        mesh.kubectl(&["-n", NS, "wait", "--for=condition=Ready", &format!("pod/soon-{n}"), "--timeout=60s"])?;
-        took.push(begun.elapsed().as_secs_f64());
+        mesh.kubectl(&["-n", NS, "wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"])?;
+        Ok(begun.elapsed().as_secs_f64())
+    };
+    let (mut took, mut bare) = (Vec::new(), Vec::new());
+    for n in 0..if full() { 7 } else { 3 } {
+        bare.push(ready(&format!("bare-{n}"), "sidecar.istio.io/inject: \"false\"")?);
+        took.push(ready(&format!("soon-{n}"), "")?);
     }
+    println!("    without a sidecar {:.1} s", median(bare));
     figure("injected pod ready after apply", median(took), "s", 4.0, "Istio 7, Linkerd 5")
 }
 

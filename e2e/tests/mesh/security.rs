@@ -161,7 +161,14 @@ pub fn a_root_is_removed(mesh: &mut Mesh) -> Result {
     let warm = Warm::open(&client, &ip, 9000)?;
     let took = warm.refused_after(|warm| warm.echo().is_ok(), || rotate(mesh, &["--force"]).map(drop))?;
     figure("a removed trust root, on a warm connection", vec![took])?;
-    answers(mesh, "client")
+    answers(mesh, "client").map_err(|why| {
+        let log = |pod: &str| {
+            let log = mesh.kubectl(&["-n", NS, "logs", pod, "-c", "istio-proxy", "--tail=12"]);
+            format!("{pod}:\n{}", log.unwrap_or_else(|e| e.to_string()))
+        };
+        let pods = mesh.pods(NS, "app").unwrap_or_default();
+        format!("{why}\n{}\n{}", log("client"), pods.iter().map(|pod| log(pod)).collect::<String>()).into()
+    })
 }
 
 /// Somebody deletes the CA: the replicas have it, go on, and write it down again.

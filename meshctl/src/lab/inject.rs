@@ -29,6 +29,7 @@ pub fn is_meshed(mesh: Mesh, namespace: &Namespace, pod: &Template) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::workload::Container;
     use std::collections::BTreeMap;
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -37,13 +38,15 @@ mod tests {
 
     #[test]
     fn labels_and_annotations_decide_as_in_kubernetes() {
-        let plain = Namespace::default();
+        let plain = Namespace { name: "shop".into(), ..Namespace::default() };
         let istio = Namespace { labels: map(&[("istio-injection", "enabled")]), ..plain.clone() };
         let never = Namespace { labels: map(&[("istio-injection", "disabled")]), ..plain.clone() };
         let linkerd = Namespace { annotations: map(&[("linkerd.io/inject", "enabled")]), ..plain.clone() };
+        let app = || vec![Container { name: "app".into(), ..Container::default() }];
         let pod = |labels: &[(&str, &str)], annotations: &[(&str, &str)]| Template {
             labels: map(labels),
             annotations: map(annotations),
+            containers: app(),
             ..Template::default()
         };
         let rows = [
@@ -60,7 +63,7 @@ mod tests {
             (&plain, pod(&[], &[("weft.dev/inject", "true")]), true),
             // `istio-injection` is a word for namespaces only.
             (&plain, pod(&[("istio-injection", "enabled")], &[]), false),
-            (&istio, Template { host_network: true, ..Template::default() }, false),
+            (&istio, Template { host_network: true, containers: app(), ..Template::default() }, false),
         ];
         for (i, (namespace, pod, meshed)) in rows.iter().enumerate() {
             assert_eq!(is_meshed(Mesh::AsLabelled, namespace, pod), *meshed, "row {i}");

@@ -83,10 +83,16 @@ impl From<tonic::Status> for Wrong {
     }
 }
 
-/// `own`: what we are known by; without it only a token can speak for us.
-pub async fn dial(target: &str, trust_root: &Path, own: Option<&Material>) -> Result<Channel, Wrong> {
+/// `own`: what we are known by; without it only a token can speak for us. `known`: roots that the control plane has told us, which
+/// the file may hear of a minute later.
+pub async fn dial(
+    target: &str,
+    trust_root: &Path,
+    own: Option<&Material>,
+    known: Option<&TrustBundle>,
+) -> Result<Channel, Wrong> {
     let mut bundle = trusted(trust_root).map_err(Wrong::new)?;
-    for (domain, root) in own.iter().flat_map(|own| own.bundle.certificates()) {
+    for (domain, root) in known.iter().flat_map(|known| known.certificates()) {
         // They were roots before.
         let _ = bundle.add_der(domain.cloned(), root.clone());
     }

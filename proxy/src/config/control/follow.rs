@@ -126,7 +126,8 @@ impl Follower {
     /// One connection's life.
     async fn watch(&mut self, backoff: &mut Backoff) -> Result<Ended, Wrong> {
         let material = self.member.live.load();
-        let channel = dial(&self.options.target, &self.options.trust_root, Some(&material)).await?;
+        let channel =
+            dial(&self.options.target, &self.options.trust_root, Some(&material), Some(&material.bundle)).await?;
         let mut client = MeshClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let (say, said) = mpsc::channel(16);
         let have = self.plan.versions().map(|(name, version)| (name.to_string(), version.to_string())).collect();

@@ -60,7 +60,7 @@ impl Member {
             None => {
                 let mut backoff = Backoff::new(RETRY.0, Duration::from_secs(10));
                 loop {
-                    match join(options).await {
+                    match join(options, None).await {
                         Ok(signed) => break signed,
                         Err(wrong) => {
                             if links.failed(&wrong.why) {
@@ -145,12 +145,12 @@ impl Member {
     async fn sign(&self, material: &Material) -> Result<Signed, Wrong> {
         // What nobody believes any more is not worth showing.
         if left(&material.identity).is_zero() || !is_proven(&material.identity, &material.bundle) {
-            return join(&self.options).await;
+            return join(&self.options, Some(&material.bundle)).await;
         }
-        let renewed = sign(&self.options, Some(material), String::new()).await;
+        let renewed = sign(&self.options, Some(material), Some(&material.bundle), String::new()).await;
         match renewed {
             // The CA was replaced, or this is another mesh at the same address: what proved us the first time may do so again.
-            Err(wrong) if wrong.refused => join(&self.options).await.map_err(|again| Wrong {
+            Err(wrong) if wrong.refused => join(&self.options, Some(&material.bundle)).await.map_err(|again| Wrong {
                 why: format!("renewal: {}; joining: {}", wrong.why, again.why),
                 refused: true,
             }),
@@ -192,14 +192,19 @@ fn is_proven(identity: &Identity, bundle: &TrustBundle) -> bool {
     identity.chain().first().is_none_or(|leaf| PeerIdentity::of(leaf).is_proven_by(bundle))
 }
 
-async fn join(options: &Options) -> Result<Signed, Wrong> {
+async fn join(options: &Options, known: Option<&TrustBundle>) -> Result<Signed, Wrong> {
     let token = options.token().map_err(Wrong::new)?;
-    sign(options, None, token).await
+    sign(options, None, known, token).await
 }
 
-async fn sign(options: &Options, own: Option<&Material>, join_token: String) -> Result<Signed, Wrong> {
+async fn sign(
+    options: &Options,
+    own: Option<&Material>,
+    known: Option<&TrustBundle>,
+    join_token: String,
+) -> Result<Signed, Wrong> {
     let request = Request::new().map_err(|e| Wrong::new(e.to_string()))?;
-    let channel = dial(&options.target, &options.trust_root, own).await?;
+    let channel = dial(&options.target, &options.trust_root, own, known).await?;
     let mut client = MeshClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let ask = SignRequest { csr: request.csr().to_vec(), join_token };
     let answer = match tokio::time::timeout(SIGN, client.sign(ask)).await {
