@@ -350,7 +350,7 @@ fn the_root_is_rotated(lab: &Lab) {
     let (code, out, err) = ca(&["rotate"]);
     assert!(code == Some(0) && out.contains("is still trusted"), "{out}{err}");
     let (code, out, err) = ca(&["rotate"]);
-    assert!(code == Some(1) && out.is_empty() && err.contains("are still in use, by"), "{out}{err}");
+    assert!(code == Some(1) && out.is_empty() && err.contains("are still in use by"), "{out}{err}");
     assert!(err.contains("try: meshctl ca rotate --wait"), "{err}");
     assert_eq!(lab.ask("web", "http://users/")["caller"], "spiffe://cluster.local/ns/shop/sa/web");
 }
