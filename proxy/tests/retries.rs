@@ -661,13 +661,13 @@ fn kept_connections_that_were_closed_cost_nobody_an_error() {
     let curt = weft_testkit::raw_backend::RawBackend::answering_once("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
     let hop = hop(&web(&[curt.addr()], "", ""));
     let mut client = hop.client();
-    for i in 0..200 {
+    for i in 0..100 {
         let answer = client.request("POST", "/", &[], b"x").unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "request {i}");
         // Long enough for the close to arrive: what races with it may have been acted on.
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(25));
     }
-    assert_eq!(curt.connections(), 200);
+    assert_eq!(curt.connections(), 100);
     hop.wait_released();
 }
 

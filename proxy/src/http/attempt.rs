@@ -122,9 +122,10 @@ pub async fn run(plan: &Plan<'_>, flight: &mut Flight, head: Head, body: Body) -
             Err(reason) => (Outcome::PerTryTimeout, Some(*reason), Signal::Timeout),
         };
         // A kept connection that the endpoint had closed: nothing was learned, nothing is counted.
-        let repeatable = replay.as_ref().is_none_or(Replayable::can_repeat);
         let sent = match sent {
-            Ok(Err(SendFailed { request: Some(request), reason: Reason::UpstreamClosed, .. })) if repeatable => {
+            Ok(Err(SendFailed { request: Some(request), reason: Reason::UpstreamClosed, .. }))
+                if replay.as_ref().is_none_or(Replayable::can_repeat) =>
+            {
                 stale += 1;
                 if stale > 16 {
                     return Err(fail(Reason::UpstreamClosed, retried));
